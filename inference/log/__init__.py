@@ -1,0 +1,63 @@
+"""The seam `EventLog`: where events stand in order, by partition and offset."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from inference.errors import SettingsError
+from inference.event import Event
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An event and where it stands on the log; `timestamp` is when it was appended, in seconds since 1970 (UTC)."""
+
+    partition: int
+    offset: int
+    timestamp: float
+    event: Event
+
+
+class EventLog(Protocol):
+    """An ordered, partitioned, durable log of events. All events of one model stand on one partition, in order.
+
+    Every method may raise `LogUnavailable` (away, full, locked: try again) or `LogCorrupt` (trying again won't help).
+    """
+
+    def append(self, events: Sequence[Event]) -> list[tuple[int, int]]:
+        """Append all or nothing; when it returns, the events survive a kill of this process. Gives (partition, offset) of each."""
+        ...
+
+    def read(self, positions: Mapping[int, int], limit: int = 1000) -> list[Record]:
+        """At most `limit` records at or after the given offset of each given partition, in offset order within a partition.
+
+        Never waits. A position older than retention gives what is left from there on.
+        """
+        ...
+
+    def start_positions(self) -> dict[int, int]:
+        """The oldest offset that can be read, of each partition."""
+        ...
+
+    def end_positions(self) -> dict[int, int]:
+        """The offset that the next event will get, of each partition."""
+        ...
+
+    def partition_of(self, model: str) -> int:
+        """The partition on which all events of this model ("namespace/inferenceservice") stand."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections; the log itself stays."""
+        ...
+
+
+def open_log(url: str) -> EventLog:
+    """Open the log at `url`: a path, or `embedded:PATH`, is the embedded log (made if it is not there)."""
+    scheme, separator, rest = url.partition(":")
+    if separator and scheme != "embedded" and rest.startswith("//"):
+        raise SettingsError([f"log {url!r}: unknown scheme {scheme!r}; known: a path or embedded:PATH"])
+    from inference.log.embedded import EmbeddedLog
+
+    return EmbeddedLog(Path(rest if scheme == "embedded" and separator else url))

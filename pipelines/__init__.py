@@ -1,0 +1,1 @@
+"""Retraining: the steps, the Kubeflow pipeline made of them, and where a model goes. Knows nothing of streams."""

@@ -1,0 +1,1 @@
+"""Where a new model version goes: the seam `DeployTarget` and its members."""

@@ -1,0 +1,1 @@
+"""The monitor: reads the log, judges each window, and acts."""

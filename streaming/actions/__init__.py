@@ -1,0 +1,1 @@
+"""What is done about a decision: retrain, Slack, webhook, incident record."""

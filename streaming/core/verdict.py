@@ -1,0 +1,113 @@
+"""What the monitor says: findings, verdicts, decisions and notices, all frozen values with deterministic ids."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of one partition of the log, both ends inside; times are log append times, seconds since 1970."""
+
+    partition: int
+    first_offset: int
+    last_offset: int
+    first_time: float
+    last_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One test of one feature: `score` (a p-value or a distance) against `threshold`; `over` tells whether it drifts.
+
+    `limit` names the limit that asked. `unknown` says why there is no score (then `score` is NaN and `over` False).
+    """
+
+    limit: str
+    feature: str
+    test: str
+    score: float
+    threshold: float
+    over: bool
+    unknown: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement of one full window of one model version.
+
+    `number` counts the version's verdicts from 1; `predictions` counts the rows seen since the version took over;
+    `breached` names the limits that the window goes over. `id` is the same on every machine and in every replay.
+    """
+
+    id: str
+    model: str
+    version: str
+    number: int
+    predictions: int
+    window: Span
+    findings: tuple[Finding, ...]
+    breached: tuple[str, ...]
+
+    @property
+    def drift(self) -> bool:
+        return bool(self.breached)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**asdict(self), "drift": self.drift}
+
+
+Action = Literal["retrain", "hold"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the governor makes of a verdict: start a retraining run, or hold, and why.
+
+    `incident` names the stretch of drift that it belongs to. `run_id` is the run to start ("" on hold).
+    `drift_began` is the estimate of where the drift began: the stretch from there to the window's end.
+    `evidence` is the window itself by column (only with "retrain"; not part of equality or of the JSON).
+    """
+
+    id: str
+    action: Action
+    reason: str
+    incident: str
+    run_id: str
+    verdict: Verdict
+    drift_began: Span
+    evidence: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON values, without the evidence."""
+        return {
+            "id": self.id,
+            "action": self.action,
+            "reason": self.reason,
+            "incident": self.incident,
+            "run_id": self.run_id,
+            "verdict": self.verdict.as_dict(),
+            "drift_began": asdict(self.drift_began),
+        }
+
+
+NoticeKind = Literal["promoted", "unmonitored", "retraining_finished"]
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something on the log that people want to hear of: a promotion taken over, a version without a reference, a run's end.
+
+    `data` is the event's JSON body (for "unmonitored": {"reason": ...}).
+    """
+
+    kind: NoticeKind
+    id: str
+    model: str
+    version: str
+    time: float
+    data: Mapping[str, Any]
+
+
+Outcome = Verdict | Decision | Notice

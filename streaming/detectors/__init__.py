@@ -1,0 +1,1 @@
+"""Online detectors, one file each, built from frozen specs."""
