@@ -2,13 +2,16 @@
 
 Reading is ours (plain header reading costs a tenth of the SDK's decoding); building our own events is the `cloudevents`
 SDK's, and the SDK is the oracle of the conformance tests. Attribute values are taken as they stand: KServe does not
-percent-encode the JSON in `ce-metadata` and `ce-annotations`, and decoding would damage it.
+percent-encode the JSON in `ce-metadata` and `ce-annotations`, and decoding would damage it. What comes in is held to the
+specification where it matters further on: names are lower-case letters and digits, and no value holds a control
+character, so that no attribute can forge a header on its way out.
 """
 
+import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -32,7 +35,8 @@ IDS = UUID("6f1c5b0e-2f0b-5d0e-9a52-7d1d0c9c4a11")
 
 MAX_ATTRIBUTES = 64
 MAX_ATTRIBUTE_LENGTH = 16_384
-_NOTHING: Mapping[str, str] = MappingProxyType({})
+_NAME = re.compile(r"[a-z0-9]{1,64}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class Event:
     type: str
     time: str = ""
     datacontenttype: str | None = None
-    extensions: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    extensions: Mapping[str, str] = field(default_factory=dict)
     data: bytes = b""
 
     @property
@@ -87,23 +91,18 @@ def own_event(type_: str, data: Mapping[str, Any], *, model: str, source: str, i
 def from_http(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Event:
     """Read an HTTP message in binary or structured mode; EventError says what is missing or out of bounds."""
     attributes: dict[str, str] = {}
-    content_type: str | None = None
     for raw_name, raw_value in headers:
         name = raw_name.lower()
-        if name.startswith(b"ce-"):
-            attributes[name[3:].decode("latin-1")] = _text(raw_value)
-        elif name == b"content-type":
-            content_type = _text(raw_value)
-    if content_type is not None and content_type.startswith("application/cloudevents"):
-        if content_type.split(";")[0].strip().lower() != STRUCTURED:
-            raise EventError("unsupported_mode", f"content type {content_type!r}; send one event, as {STRUCTURED} or in binary mode")
-        return _from_structured(body)
-    attributes.pop("datacontenttype", None)
-    return _checked(attributes, content_type, body)
+        if name == b"content-type":
+            _put(attributes, "datacontenttype", raw_value)
+        # The binding carries the content type in the header of that name only.
+        elif name.startswith(b"ce-") and name != b"ce-datacontenttype":
+            _put(attributes, name[3:].decode("latin-1"), raw_value)
+    return _from_structured(body) if _is_structured(attributes) else _checked(attributes, body)
 
 
 def to_http(event: Event) -> tuple[list[tuple[str, str]], bytes]:
-    """Headers and body of the event in HTTP binary mode."""
+    """Headers and body of the event in HTTP binary mode. A value that is not ASCII belongs on the wire as UTF-8 (`value.encode()`)."""
     headers = [("Ce-Specversion", "1.0"), ("Ce-Id", event.id), ("Ce-Source", event.source), ("Ce-Type", event.type)]
     if event.time:
         headers.append(("Ce-Time", event.time))
@@ -129,29 +128,43 @@ def to_kafka(event: Event) -> tuple[bytes, list[tuple[str, bytes]], bytes]:
     return event.model.encode(), headers, event.data
 
 
-def from_kafka(headers: Sequence[tuple[str, bytes]], value: bytes | None) -> Event:
-    """Read a Kafka message in binary or structured mode; the key only routes and carries nothing."""
+def from_kafka(headers: Sequence[tuple[str, bytes | None]], value: bytes | None) -> Event:
+    """Read a Kafka message in binary or structured mode; the key only routes and carries nothing. A null header counts as absent."""
     attributes: dict[str, str] = {}
-    content_type: str | None = None
     for raw_name, raw_value in headers:
         name = raw_name.lower()
-        if name.startswith("ce_"):
-            attributes[name[3:]] = _text(raw_value)
-        elif name == "content-type":
-            content_type = _text(raw_value)
+        if raw_value is None:
+            continue
+        if name == "content-type":
+            _put(attributes, "datacontenttype", raw_value)
+        elif name.startswith("ce_") and name != "ce_datacontenttype":
+            _put(attributes, name[3:], raw_value)
     body = value or b""
-    if content_type is not None and content_type.startswith(STRUCTURED):
-        return _from_structured(body)
-    return _checked(attributes, content_type, body)
+    return _from_structured(body) if _is_structured(attributes) else _checked(attributes, body)
 
 
-def _text(raw: bytes) -> str:
+def _put(attributes: dict[str, str], name: str, raw: bytes) -> None:
+    if name in attributes:
+        raise EventError("duplicate_attribute", f"the attribute {name[:40]!r} is there twice; which one holds is anyone's guess")
     if len(raw) > MAX_ATTRIBUTE_LENGTH:
-        raise EventError("attribute_too_long", f"an attribute of {len(raw)} bytes; at most {MAX_ATTRIBUTE_LENGTH} are accepted")
+        raise _too_long(name, len(raw))
     try:
-        return raw.decode()
+        attributes[name] = raw.decode()
     except UnicodeDecodeError as error:
-        raise EventError("attribute_not_utf8", f"an attribute is not UTF-8: {raw[:40]!r}") from error
+        raise EventError("attribute_not_utf8", f"the attribute {name[:40]!r} is not UTF-8: {raw[:40]!r}") from error
+
+
+def _is_structured(attributes: Mapping[str, str]) -> bool:
+    media_type = _media_type(attributes.get("datacontenttype"))
+    if not media_type.startswith("application/cloudevents"):
+        return False
+    if media_type != STRUCTURED:
+        raise EventError("unsupported_mode", f"content type {media_type[:80]!r}; send one event, as {STRUCTURED} or in binary mode")
+    return True
+
+
+def _media_type(content_type: str | None) -> str:
+    return (content_type or "").partition(";")[0].strip().lower()
 
 
 def _from_structured(body: bytes) -> Event:
@@ -162,44 +175,60 @@ def _from_structured(body: bytes) -> Event:
     if not isinstance(document, dict):
         raise EventError("bad_json", f"a structured event must be one JSON object, not {type(document).__name__}")
     data = document.pop("data", None)
-    base64 = document.pop("data_base64", None)
-    content_type = document.pop("datacontenttype", None)
-    if content_type is not None and not isinstance(content_type, str):
-        raise EventError("bad_attribute", f"datacontenttype must be text, not {type(content_type).__name__}")
-    attributes = {name.lower(): _attribute_text(name, value) for name, value in document.items() if value is not None}
-    return _checked(attributes, content_type or "application/json", _structured_body(data, base64, content_type))
+    encoded = document.pop("data_base64", None)
+    _check_count(document)
+    attributes = {name: _attribute_text(name, value) for name, value in document.items() if value is not None}
+    if data is not None and not attributes.get("datacontenttype"):
+        attributes["datacontenttype"] = "application/json"
+    return _checked(attributes, _structured_body(data, encoded, attributes.get("datacontenttype")))
 
 
-def _structured_body(data: Any, base64: Any, content_type: str | None) -> bytes:
-    if base64 is not None:
-        import base64 as codec
-
+def _structured_body(data: Any, encoded: Any, content_type: str | None) -> bytes:
+    if encoded is not None:
         if data is not None:
             raise EventError("bad_data", "an event has either data or data_base64, not both")
         try:
-            return codec.b64decode(base64, validate=True)
+            return base64.b64decode(encoded, validate=True)
         except (ValueError, TypeError) as error:
             raise EventError("bad_data", "data_base64 is not base64 text") from error
     if data is None:
         return b""
-    is_json = content_type is None or content_type.split(";")[0].strip().endswith("json")
-    return data.encode() if isinstance(data, str) and not is_json else orjson.dumps(data)
+    if isinstance(data, str) and not _media_type(content_type).endswith(("/json", "+json")):
+        return data.encode()
+    try:
+        return orjson.dumps(data)
+    except TypeError as error:
+        raise EventError("bad_data", "data is nested deeper than 250 levels; send it in binary mode") from error
 
 
 def _attribute_text(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str | int):
+    if isinstance(value, str) or (isinstance(value, int) and name != "datacontenttype"):
         text = str(value)
-        if len(text) > MAX_ATTRIBUTE_LENGTH:
-            raise EventError("attribute_too_long", f"attribute {name[:40]!r} has {len(text)} characters; at most {MAX_ATTRIBUTE_LENGTH} are accepted")
+        size = len(text.encode())
+        if size > MAX_ATTRIBUTE_LENGTH:
+            raise _too_long(name, size)
         return text
     raise EventError("bad_attribute", f"attribute {name[:40]!r} must be text, a whole number or a boolean, not {type(value).__name__}")
 
 
-def _checked(attributes: dict[str, str], content_type: str | None, body: bytes) -> Event:
+def _too_long(name: str, size: int) -> EventError:
+    return EventError("attribute_too_long", f"the attribute {name[:40]!r} has {size} bytes; at most {MAX_ATTRIBUTE_LENGTH} are accepted")
+
+
+def _check_count(attributes: Mapping[str, Any]) -> None:
     if len(attributes) > MAX_ATTRIBUTES:
         raise EventError("too_many_attributes", f"{len(attributes)} attributes; at most {MAX_ATTRIBUTES} are accepted")
+
+
+def _checked(attributes: dict[str, str], body: bytes) -> Event:
+    _check_count(attributes)
+    for name, value in attributes.items():
+        if not _NAME.fullmatch(name) or name == "data":
+            raise EventError("bad_attribute", f"{name[:80]!r} is no attribute name (1 to 64 lower-case letters and digits, not 'data')")
+        if not value.isprintable() and _CONTROL.search(value):
+            raise EventError("bad_attribute", f"the attribute {name!r} holds a control character: {value[:80]!r}")
     for name in ("specversion", "id", "source", "type"):
         if not attributes.get(name):
             raise EventError(f"missing_{name}", f"the CloudEvents attribute {name!r} is missing or empty")
@@ -211,7 +240,7 @@ def _checked(attributes: dict[str, str], content_type: str | None, body: bytes) 
         source=attributes.pop("source"),
         type=attributes.pop("type"),
         time=attributes.pop("time", ""),
-        datacontenttype=content_type,
+        datacontenttype=attributes.pop("datacontenttype", None) or None,
         extensions=attributes,
         data=body,
     )

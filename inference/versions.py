@@ -5,21 +5,26 @@
                                                         /reference.parquet   the features and `prediction`, one row each
                                                         /version.json        schema, metrics, span, parent, digests
 
-A version folder is written beside its final name and renamed into place, so that it is there whole or not at all.
+A version folder is written beside its final name and renamed into place, so that it is there whole or not at all. Who
+writes or promotes holds the lock of the model's folder (`.lock`, flock), so two processes never do it at once.
 `model.joblib` is a pickle, as KServe's scikit-learn runtime wants it: whoever can write to the repository can run code in
 the predictor. It is loaded only when its digest is the one that `version.json` states.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from inference.errors import VersionError
 
@@ -133,25 +138,32 @@ class Repository:
             return (self._folder(model) / "CURRENT").read_text(encoding="utf-8").strip() or None
         except FileNotFoundError:
             return None
+        except (OSError, ValueError) as error:
+            raise VersionError(f"{self._folder(model) / 'CURRENT'}: cannot be read: {error}") from error
 
     def read(self, model: str, version: str) -> Version:
-        """What the version's folder says; VersionError when it is not there or damaged."""
-        folder = self._folder(model) / _checked_name(version)
+        """What the version's folder says; VersionError when it is not there, damaged or of something else."""
+        folder = self._folder(model) / _checked_version(version)
         try:
             document = json.loads((folder / "version.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             known = ", ".join(self.versions(model)) or "none"
             raise VersionError(f"{model} has no version {version!r} in {self.root} (known: {known})") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise VersionError(f"{folder / 'version.json'}: cannot be read: {error}") from error
         try:
-            return _from_document(document, folder)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise VersionError(f"{folder / 'version.json'}: not a version description: {error!r}") from error
+            found = _from_document(document, folder)
+        except (KeyError, TypeError, ValidationError) as error:
+            raise VersionError(f"{folder / 'version.json'}: not a version description: {error}") from error
+        if (found.model, found.version) != (model, version):
+            raise VersionError(f"{folder / 'version.json'}: describes {found.model!r} version {found.version!r}; copied here?")
+        return found
 
     def next_version(self, model: str) -> str:
-        """The name for one more version: the largest whole number in use, plus one."""
-        return str(max((int(name) for name in self.versions(model) if name.isdigit()), default=0) + 1)
+        """The name for one more version: the largest whole number that any folder has, a damaged version's included, plus one."""
+        folder = self._folder(model)
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        return str(max((int(name) for name in names if name.isdecimal() and name.isascii()), default=0) + 1)
 
     def write(self, version: Version, *, model_file: Path, reference_file: Path) -> Version:
         """Copy model and reference into a new immutable folder named `version.version`; its `path` and `digests` are filled in here.
@@ -159,40 +171,31 @@ class Repository:
         VersionError when that version is already there.
         """
         parent = self._folder(version.model)
-        target = parent / _checked_name(version.version)
-        if target.exists():
-            raise VersionError(f"{target} is already there; versions are never overwritten")
-        parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=parent))
+        target = parent / _checked_version(version.version)
         try:
-            shutil.copyfile(model_file, staging / "model.joblib")
-            shutil.copyfile(reference_file, staging / "reference.parquet")
-            digests = {name: _digest(staging / name) for name in ("model.joblib", "reference.parquet")}
-            document = {**asdict(version), "format": _FORMAT, "digests": digests}
-            del document["path"]
-            (staging / "version.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-            staging.chmod(0o755)
-            staging.rename(target)
-        except OSError as error:
+            parent.mkdir(parents=True, exist_ok=True)
+            with _locked(parent):
+                if target.exists():
+                    raise VersionError(f"{target} is already there; versions are never overwritten")
+                _write(version, target, model_file=model_file, reference_file=reference_file)
+        except (OSError, TypeError, ValueError) as error:
             raise VersionError(f"{target}: cannot be written: {error}") from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         return self.read(version.model, version.version)
 
     def promote(self, model: str, version: str, *, expected: str | None) -> None:
         """Make `version` the live one, if `expected` is live now; VersionError otherwise (someone else promoted meanwhile)."""
         self.read(model, version)
-        live = self.current(model)
-        if live != expected:
-            raise VersionError(f"{model}: version {live} is live, not {expected}; evaluate against the live one and try again")
-        pointer = self._folder(model) / "CURRENT"
-        handle, temporary = tempfile.mkstemp(prefix=".current-", dir=pointer.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(version + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, pointer)
+        folder = self._folder(model)
+        try:
+            with _locked(folder):
+                live = self.current(model)
+                if live != expected:
+                    raise VersionError(f"{model}: version {live} is live, not {expected}; evaluate against the live one and try again")
+                temporary = folder / ".writing-CURRENT"
+                _write_text(temporary, version + "\n")
+                temporary.replace(folder / "CURRENT")
+        except OSError as error:
+            raise VersionError(f"{folder / 'CURRENT'}: cannot be written: {error}") from error
 
     def _folder(self, model: str) -> Path:
         namespace, separator, name = model.partition("/")
@@ -207,6 +210,45 @@ def _checked_name(name: str) -> str:
     return name
 
 
+def _checked_version(name: str) -> str:
+    if name.upper() == "CURRENT":
+        raise VersionError(f"{name!r} is no name for a version: the file CURRENT names the live one")
+    return _checked_name(name)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep every other writer out of the model's folder; the kernel lets go of the lock when its holder dies."""
+    with (folder / ".lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(version: Version, target: Path, *, model_file: Path, reference_file: Path) -> None:
+    # We hold the lock: what stands here half-written was left by a writer that was killed.
+    for left in target.parent.glob(".writing-*/"):
+        shutil.rmtree(left, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+    try:
+        shutil.copyfile(model_file, staging / "model.joblib")
+        shutil.copyfile(reference_file, staging / "reference.parquet")
+        digests = {name: _digest(staging / name) for name in ("model.joblib", "reference.parquet")}
+        document = {**asdict(version), "format": _FORMAT, "digests": digests}
+        del document["path"]
+        _write_text(staging / "version.json", json.dumps(document, indent=2) + "\n")
+        staging.chmod(0o755)
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -215,17 +257,4 @@ def _digest(path: Path) -> str:
 def _from_document(document: Mapping[str, Any], folder: Path) -> Version:
     if document["format"] != _FORMAT:
         raise VersionError(f"{folder}: format {document['format']!r}; this driftloop reads format {_FORMAT}")
-    schema = document["schema"]
-    features: Sequence[Mapping[str, Any]] = schema["features"]
-    return Version(
-        model=document["model"],
-        version=document["version"],
-        path=folder,
-        schema=Schema(tuple(Feature(f["name"], f["kind"]) for f in features), schema["prediction"], schema["target"]),
-        metrics=document["metrics"],
-        span=document["span"],
-        parent=document["parent"],
-        run_id=document["run_id"],
-        created=document["created"],
-        digests=document["digests"],
-    )
+    return TypeAdapter(Version).validate_python({**document, "path": folder})

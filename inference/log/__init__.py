@@ -36,6 +36,10 @@ class EventLog(Protocol):
         """
         ...
 
+    def wait_for(self, positions: Mapping[int, int], timeout: float) -> bool:
+        """Wait until something stands at or after one of the positions, at most `timeout` seconds; whether it does."""
+        ...
+
     def start_positions(self) -> dict[int, int]:
         """The oldest offset that can be read, of each partition."""
         ...

@@ -1,0 +1,222 @@
+"""The two halves of a prediction joined: a request and its response, in whichever order they arrive.
+
+KServe's logger gives both halves the same id, posts them side by side (some responses arrive first), posts a response
+only when the model answered with 200, and repeats nothing. A log may deliver an event twice.
+"""
+
+from collections import OrderedDict, deque
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from inference.event import REQUEST, RESPONSE, Event
+from inference.log import Record
+
+ANNOTATION = "driftloop.io/model-version"
+"""The pod annotation that names the model's version; KServe sends it along when `metadataAnnotations` lists it."""
+
+MAX_SAME_ID = 64
+"""Halves of one id that wait at the same time: a client that gives every request the same Ce-Id fills no more."""
+
+_Key = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Both halves of one prediction. `version` is the model version that its annotation names, or ""."""
+
+    request: Record
+    response: Record
+    version: str
+
+    @property
+    def id(self) -> str:
+        return self.request.event.id
+
+    @property
+    def source(self) -> str:
+        return self.request.event.source
+
+    @property
+    def completed_by(self) -> Record:
+        """The half that came later: where on the log the prediction stands."""
+        return max(self.request, self.response, key=lambda record: record.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How halves fared so far, and how many wait now. An orphan was given up: its other half never came in time."""
+
+    paired: int
+    duplicates: int
+    orphan_requests: int
+    orphan_responses: int
+    waiting_requests: int
+    waiting_responses: int
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class _Half:
+    record: Record
+    key: _Key
+    arrived: float
+
+
+class Pairing:
+    """Joins the halves on one partition of the log. What it gives depends on the records and their order alone.
+
+    A half waits `wait` seconds of log time (the records' timestamps); at most `capacity` halves and `capacity_bytes` of
+    bodies wait, the oldest is given up first. A record whose source, id, type and ce-time were among the last `horizon`
+    different ones is a duplicate and changes nothing. The same id with another ce-time is a client that reuses its
+    Ce-Id: a new prediction.
+    """
+
+    def __init__(
+        self,
+        *,
+        wait: float = 300.0,
+        capacity: int = 50_000,
+        horizon: int = 200_000,
+        annotation: str = ANNOTATION,
+        capacity_bytes: int = 256 * 1024 * 1024,
+    ) -> None:
+        if wait <= 0 or capacity < 1 or horizon < 1 or capacity_bytes < 1:
+            raise ValueError(f"wait {wait}, capacity {capacity}, horizon {horizon} and capacity_bytes {capacity_bytes} must be above 0")
+        self._wait = wait
+        self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
+        self._horizon = horizon
+        self._annotation = annotation
+        self._now = float("-inf")
+        self._seen: set[bytes] = set()
+        self._seen_order: deque[bytes] = deque()
+        self._serial = 0
+        self._halves: OrderedDict[int, _Half] = OrderedDict()
+        self._bytes = 0
+        self._by_key: dict[str, dict[_Key, deque[int]]] = {REQUEST: {}, RESPONSE: {}}
+        self._waiting = {REQUEST: 0, RESPONSE: 0}
+        self._orphans = {REQUEST: 0, RESPONSE: 0}
+        self._paired = 0
+        self._duplicates = 0
+        self._last_version = ("", "")
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(
+            paired=self._paired,
+            duplicates=self._duplicates,
+            orphan_requests=self._orphans[REQUEST],
+            orphan_responses=self._orphans[RESPONSE],
+            waiting_requests=self._waiting[REQUEST],
+            waiting_responses=self._waiting[RESPONSE],
+        )
+
+    def add(self, record: Record) -> Pair | None:
+        """Take the next record of the partition, a request or a response; the pair it completes, if it does."""
+        event = record.event
+        if event.type not in self._orphans:
+            raise ValueError(f"only {REQUEST} and {RESPONSE} have another half, not {event.type}")
+        key = (event.model, event.source, event.id)
+        if self._repeats(key, event):
+            self._duplicates += 1
+            return None
+        self._now = max(self._now, record.timestamp)
+        self._expire()
+        serial = self._partner(event, key)
+        if serial is None:
+            self._keep(record, key)
+            return None
+        other = self._release(serial).record
+        self._paired += 1
+        request, response = (record, other) if event.type == REQUEST else (other, record)
+        return Pair(request, response, self._version(response.event) or self._version(request.event))
+
+    def _repeats(self, key: _Key, event: Event) -> bool:
+        # A digest, so that the horizon's memory does not depend on how long ids are.
+        identity = blake2b(repr((key, event.type, event.time)).encode(), digest_size=16).digest()
+        if identity in self._seen:
+            return True
+        self._seen.add(identity)
+        self._seen_order.append(identity)
+        if len(self._seen_order) > self._horizon:
+            self._seen.remove(self._seen_order.popleft())
+        return False
+
+    def _expire(self) -> None:
+        while self._halves:
+            serial = next(iter(self._halves))
+            if self._now - self._halves[serial].arrived <= self._wait:
+                return
+            self._give_up(serial)
+
+    def _partner(self, event: Event, key: _Key) -> int | None:
+        """The waiting half that fits best: the last request before this response, or the first response after this request."""
+        is_request = event.type == REQUEST
+        waiting = self._by_key[RESPONSE if is_request else REQUEST].get(key)
+        if not waiting:
+            return None
+        own = _occurred(event)
+        times = ((_occurred(self._halves[serial].record.event), serial) for serial in waiting)
+        if is_request:
+            return _serial(min((other for other in times if not own or not other[0] or own <= other[0]), default=None))
+        return _serial(max((other for other in times if not own or not other[0] or other[0] <= own), default=None))
+
+    def _keep(self, record: Record, key: _Key) -> None:
+        kind = record.event.type
+        self._serial += 1
+        self._halves[self._serial] = _Half(record, key, self._now)
+        self._bytes += len(record.event.data)
+        self._waiting[kind] += 1
+        same = self._by_key[kind].setdefault(key, deque())
+        same.append(self._serial)
+        if len(same) > MAX_SAME_ID:
+            self._give_up(same[0])
+        while len(self._halves) > self._capacity or self._bytes > self._capacity_bytes:
+            self._give_up(next(iter(self._halves)))
+
+    def _give_up(self, serial: int) -> None:
+        self._orphans[self._release(serial).record.event.type] += 1
+
+    def _release(self, serial: int) -> _Half:
+        half = self._halves.pop(serial)
+        event = half.record.event
+        self._bytes -= len(event.data)
+        self._waiting[event.type] -= 1
+        same = self._by_key[event.type][half.key]
+        same.remove(serial)
+        if not same:
+            del self._by_key[event.type][half.key]
+        return half
+
+    def _version(self, event: Event) -> str:
+        """The version that `ce-annotations` names; "" without it. One pod says the same in each event: the last is kept."""
+        text: Any = event.extensions.get("annotations")
+        if not text:
+            return ""
+        if text != self._last_version[0]:
+            try:
+                annotations = orjson.loads(text)
+            except orjson.JSONDecodeError:
+                annotations = None
+            version = annotations.get(self._annotation) if isinstance(annotations, dict) else None
+            self._last_version = (text, version if isinstance(version, str) else "")
+        return self._last_version[1]
+
+
+def _occurred(event: Event) -> str:
+    """When the half occurred, as text in time's order; "" when ce-time does not tell.
+
+    Before KServe 0.18 ce-time was when the event was sent, and halves overtake each other; since then there is
+    `ce-recordedtime` beside it. Without its Z, Go's RFC 3339 text, whose fraction has no trailing zeros, sorts by time.
+    """
+    time = event.time
+    return time[:-1] if time.endswith("Z") and "recordedtime" in event.extensions else ""
+
+
+def _serial(found: tuple[str, int] | None) -> int | None:
+    return None if found is None else found[1]

@@ -1,0 +1,275 @@
+"""Slack's messages and their delivery, against a real receiver."""
+
+import json
+import logging
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from inference.errors import ActionError, SettingsError
+from streaming.actions.slack import MAX_HEADER, MAX_TEXT, Message, Slack, drift_message, outcome_message, plain
+from streaming.core.verdict import Decision, Finding, Span, Verdict
+from streaming.outbox import Done, Entry, Later, Outbox
+from streaming.testing import HANG, Answer, Receiver, free_port
+from streaming.worker import Policy, Worker
+
+TOKEN = "T000-B000-secret"
+ENTRY = Entry("d1:slack", "slack", Message("Drift", [{"type": "divider"}]).payload(), "pending", 0, 0.0, 1_800_000_010.0, "", "")
+
+
+def finding(feature: str, test: str, score: float, threshold: float, over: bool = True, unknown: str = "") -> Finding:
+    return Finding("drift", feature, test, score, threshold, over, unknown)
+
+
+def decision(
+    *findings: Finding, action: Any = "retrain", reason: str = "3 of 3 windows drift", model: str = "default/iris", version: str = "1"
+) -> dict[str, Any]:
+    window = Span(0, 1100, 1299, 1_800_000_000.0, 1_800_000_060.0)
+    verdict = Verdict("v1", model, version, 12, 640, window, findings, ("drift",))
+    run = "run-1" if action == "retrain" else ""
+    return Decision("d1", action, reason, "inc-1", run, verdict, Span(0, 1180, 1299, 1_800_000_020.0, 1_800_000_060.0)).as_dict()
+
+
+def texts(message: Message) -> list[str]:
+    found = []
+    for block in message.blocks:
+        found += [block["text"]["text"]] if "text" in block else []
+        found += [element["text"] for element in block.get("elements", [])]
+    return found
+
+
+def test_a_drift_message_tells_what_by_how_much_since_when_and_what_was_started() -> None:
+    message = drift_message(
+        decision(
+            finding("sepal_width", "wasserstein", 0.4, 0.1),
+            finding("petal_length", "ks", 2.1e-19, 1e-4),
+            finding("calm", "ks", 0.7, 1e-4, over=False),
+        ),
+        {"report": "https://example.org/r?a=1&b=2", "folder": "/var/state/incidents/inc-1"},
+    )
+    header, what, features, since, *places = texts(message)
+    assert header == "Drift in default/iris, version 1"
+    assert "Retraining started: run `run-1`. 3 of 3 windows drift" in what
+    assert "Over the limit: drift." in what
+    assert features.splitlines()[1:] == ["• *petal_length*: ks p = 2.1e-19, limit 0.0001", "• *sepal_width*: wasserstein = 0.4, limit 0.1"]
+    assert "2027-01-15 08:00:20 UTC, 120 events before this verdict (partition 0, offsets 1180 to 1299)" in since
+    assert "after 640 predictions" in since
+    assert places == ["incident `inc-1`", "<https://example.org/r?a=1&amp;b=2|report>", "folder `/var/state/incidents/inc-1`"]
+    assert message.text.startswith("Drift in default/iris version 1. Retraining started")
+
+
+def test_a_held_decision_says_why_nothing_was_started() -> None:
+    message = drift_message(decision(finding("a", "ks", 1e-9, 0.05), action="hold", reason="cool-down until 12:00"))
+    assert "No retraining started: cool-down until 12:00" in texts(message)[1]
+    assert "run `" not in " ".join(texts(message))
+
+
+def test_at_most_eight_features_are_named_the_worst_first_and_the_rest_counted() -> None:
+    many = [finding(f"f{n}", "psi", 0.1 + n / 10, 0.1) for n in range(20)]
+    lines = texts(drift_message(decision(*many)))[2].splitlines()[1:]
+    assert [line.split("*")[1] for line in lines[:8]] == [f"f{n}" for n in range(19, 11, -1)]
+    assert lines[8:] == ["and 12 more"]
+
+
+def test_a_p_value_of_zero_is_the_worst_and_what_could_not_be_judged_is_said() -> None:
+    findings = [
+        finding("b", "ks", 1e-300, 0.05),
+        finding("a", "chisquare", 0.0, 0.05),
+        finding("c", "ks", float("nan"), 0.05, False, "the window has no values"),
+    ]
+    lines = texts(drift_message(decision(*findings)))[2].splitlines()[1:]
+    assert lines == [
+        "• *a*: chisquare p = 0, limit 0.05",
+        "• *b*: ks p = 1e-300, limit 0.05",
+        "Could not be judged: c (the window has no values)",
+    ]
+
+
+def test_a_decision_read_back_from_json_gives_the_same_message() -> None:
+    import orjson
+
+    made = decision(finding("a", "ks", 1e-9, 0.05), finding("c", "ks", float("nan"), 0.05, False, "no values"))
+    assert drift_message(orjson.loads(orjson.dumps(made))) == drift_message(made)
+
+
+def test_an_outcome_message_has_both_scores() -> None:
+    finished = {
+        "model": "default/iris",
+        "run_id": "run-1",
+        "outcome": "promoted",
+        "version": "2",
+        "reason": "",
+        "champion": 0.61,
+        "challenger": 0.973333,
+        "metric": "accuracy",
+        "margin": 0.01,
+        "rows": 300,
+    }
+    header, told, run = texts(outcome_message(finished))
+    assert header == "New version of default/iris is live"
+    live, scores = told.splitlines()
+    assert live == "*default/iris* version 2 is live now."
+    assert scores == "accuracy: challenger 0.9733, champion 0.61, on 300 labelled predictions; at least 0.01 better was asked for."
+    assert run == "run `run-1`"
+    kept = outcome_message({**finished, "outcome": "kept", "version": ""})
+    assert "keeps its version" in kept.text and "champion 0.61" in kept.text
+    failed = outcome_message({**finished, "outcome": "failed", "champion": None, "challenger": None, "reason": "collect: too few labels"})
+    assert "stays live" in failed.text and failed.text.endswith("collect: too few labels")
+
+
+def test_nothing_from_an_event_can_mention_or_link_or_break_a_line() -> None:
+    nasty = "<!channel> <https://evil|x>\n• *faked*: ok & `code`"
+    message = drift_message(decision(finding(nasty, "ks", 0.0, 0.05), model=f"ns/{nasty}", version=nasty, reason=nasty), {nasty: nasty})
+    for text in [message.text, *texts(message)]:
+        assert "<!" not in text and "<https://evil" not in text
+        assert "\n• *faked*" not in text
+    assert "&lt;!channel&gt; &lt;https://evil|x&gt; • *faked*: ok &amp; `code`" in texts(message)[2]
+
+
+any_text = st.text(max_size=400) | st.text(alphabet="&<>`*\n|!@ab", max_size=4000)
+outcomes = st.sampled_from(["promoted", "kept", "failed"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(any_text, any_text, st.floats(), st.booleans()), max_size=12),
+    any_text,
+    any_text,
+    st.dictionaries(any_text, any_text, max_size=6),
+)
+def test_messages_keep_slacks_bounds_and_hold_only_our_own_links(rows: list[Any], name: str, reason: str, links: dict[str, str]) -> None:
+    findings = [finding(feature, test, score, 0.05, over, "" if over else reason) for feature, test, score, over in rows]
+    made = decision(*findings, model=name, version=name, reason=reason)
+    made["verdict"]["breached"] = [feature for feature, *_ in rows]
+    finished = {
+        "model": name,
+        "run_id": reason,
+        "outcome": "kept",
+        "version": name,
+        "reason": reason,
+        "champion": 1.0,
+        "challenger": None,
+        "metric": name,
+    }
+    for message in (drift_message(made, links), outcome_message(finished, links)):
+        assert 0 < len(message.text) <= MAX_TEXT
+        assert 0 < len(message.blocks) <= 50
+        json.dumps(message.payload(), allow_nan=False)
+        for block in message.blocks:
+            assert block["type"] != "header" or 0 < len(block["text"]["text"]) <= MAX_HEADER
+            assert len(block.get("elements", [])) <= 10
+        for text in texts(message):
+            assert 0 < len(text) <= MAX_TEXT
+            without_links = re.sub(r"<https?://[^\s<>|]+\|[^<>|]*>", "", text)
+            assert "<" not in without_links and ">" not in without_links
+            assert not re.search(r"&(?!amp;|lt;|gt;)", text)
+
+
+@given(any_text, st.integers(min_value=1, max_value=200))
+def test_plain_text_is_one_escaped_line_within_its_limit(text: str, limit: int) -> None:
+    made = plain(text, limit)
+    assert len(made) <= limit
+    assert "\n" not in made and "<" not in made and ">" not in made
+    assert not re.search(r"&(?!amp;|lt;|gt;)", made)
+    unescaped = made.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    shown = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    assert unescaped == shown or (unescaped.endswith("…") and shown.startswith(unescaped[:-1]))
+
+
+def slack(receiver: Receiver) -> Slack:
+    return Slack(SecretStr(receiver.url(f"/services/{TOKEN}")), timeout=1)
+
+
+def test_the_message_arrives_as_text_and_blocks_with_the_entrys_key() -> None:
+    with Receiver() as receiver:
+        assert slack(receiver)(ENTRY) == Done("Slack answered 200")
+        (request,) = receiver.requests
+    assert request.json() == {"text": "Drift", "blocks": [{"type": "divider"}]}
+    assert request.headers["idempotency-key"] == "d1:slack"
+
+
+def test_429_waits_as_long_as_slack_asks() -> None:
+    with Receiver([Answer(429, {"Retry-After": "30"})]) as receiver:
+        result = slack(receiver)(ENTRY)
+        assert isinstance(result, Later) and result.seconds == 30.0
+        assert len(receiver.requests) == 1
+
+
+def test_429_then_500_then_200_is_delivered_by_the_worker_after_the_wait(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "o.db")
+    outbox.put("k", "slack", ENTRY.payload, now=time.time())
+    with Receiver([Answer(429, {"Retry-After": "1"}), Answer(500)]) as receiver:
+        worker = Worker(outbox, {"slack": slack(receiver)}, policies={"slack": Policy(first_wait=0.01)}, poll=0.02)
+        began = time.monotonic()
+        worker.start()
+        assert worker.drain(10.0)
+        worker.stop()
+        assert time.monotonic() - began >= 1.0
+        assert len(receiver.requests) == 3
+    assert outbox.counts() == {"slack": {"done": 1}}
+
+
+def test_a_refusal_is_final_and_tells_slacks_own_word() -> None:
+    with (
+        Receiver([Answer(404, body=b"no_service")]) as receiver,
+        pytest.raises(ActionError, match="404; it says 'no_service'; check") as caught,
+    ):
+        slack(receiver)(ENTRY)
+    assert not caught.value.retry
+
+
+def test_a_server_error_is_tried_again() -> None:
+    with Receiver([Answer(503)]) as receiver, pytest.raises(ActionError, match="503") as caught:
+        slack(receiver)(ENTRY)
+    assert caught.value.retry
+
+
+def test_a_slack_that_hangs_is_left_in_time() -> None:
+    with Receiver([HANG]) as receiver:
+        began = time.monotonic()
+        with pytest.raises(ActionError, match="no answer within 1 s") as caught:
+            slack(receiver)(ENTRY)
+        assert time.monotonic() - began < 4.0
+    assert caught.value.retry
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "hooks.slack.com/services/x", ""])
+def test_an_url_that_is_none_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Slack(SecretStr(url))
+    assert not url or url not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["200", "404", "500", "hang", "refused", "no such host", "space in url", "bad port", "bad charset"])
+def test_the_url_is_in_no_log_error_repr_or_file(how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    outbox = Outbox(tmp_path / "o.db")
+    outbox.put("k", "slack", ENTRY.payload, now=time.time())
+    bad_charset = Answer(200, {"Content-Type": f"text/plain; charset={TOKEN}"})
+    answers = {"404": [Answer(404)], "500": [Answer(500)], "hang": [HANG], "bad charset": [bad_charset, bad_charset]}.get(how, [])
+    with Receiver(answers) as receiver:
+        urls = {
+            "refused": f"http://127.0.0.1:{free_port()}/{TOKEN}",
+            "no such host": f"http://no-such-host.invalid/{TOKEN}",
+            "space in url": receiver.url(f"/with space/{TOKEN}"),
+            "bad port": f"http://127.0.0.1:port/{TOKEN}",
+        }
+        handler = Slack(SecretStr(urls.get(how, receiver.url(f"/{TOKEN}"))), timeout=1)
+        if how != "200":
+            with pytest.raises(ActionError) as caught:
+                handler(ENTRY)
+            error: BaseException | None = caught.value
+            while error is not None:
+                assert TOKEN not in f"{error!r} {error}"
+                error = error.__cause__ or error.__context__
+        Worker(outbox, {"slack": handler}).run_due()
+    assert TOKEN not in repr(handler) + repr(vars(handler))
+    assert "slack" in caplog.text
+    assert TOKEN not in caplog.text
+    assert all(TOKEN.encode() not in path.read_bytes() for path in tmp_path.iterdir())
