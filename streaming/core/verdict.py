@@ -58,16 +58,16 @@ class Verdict:
         return {**asdict(self), "drift": self.drift}
 
 
-Action = Literal["retrain", "hold"]
+Action = Literal["retrain", "alert", "hold"]
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the governor makes of a verdict: start a retraining run, or hold, and why.
+    """What the governor makes of a verdict: start a retraining run, only alert (where retraining is off), or hold, and why.
 
-    `incident` names the stretch of drift that it belongs to. `run_id` is the run to start ("" on hold).
+    `incident` names the stretch of drift that it belongs to. `run_id` is the run to start, or "".
     `drift_began` is the estimate of where the drift began: the stretch from there to the window's end.
-    `evidence` is the window itself by column (only with "retrain"; not part of equality or of the JSON).
+    `evidence` is the window itself by column (not with "hold"; no part of equality or of the JSON).
     """
 
     id: str
@@ -109,5 +109,14 @@ class Notice:
     time: float
     data: Mapping[str, Any]
 
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**{name: getattr(self, name) for name in ("kind", "id", "model", "version", "time")}, "data": dict(self.data)}
+
 
 Outcome = Verdict | Decision | Notice
+
+
+def as_object(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as one JSON object, its class in lower case under `outcome`."""
+    return {"outcome": type(outcome).__name__.lower(), **outcome.as_dict()}

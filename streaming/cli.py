@@ -1,0 +1,208 @@
+"""The command `driftloop`. Nothing heavy is imported before a command needs it."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from inference.errors import DriftloopError
+
+EXIT_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Exit code: 0 done, 1 the command's own "no" (a loop that did not close), 2 an error that it explains."""
+    options = _parser().parse_args(arguments)
+    _configure_logging(logging.INFO if options.verbose or options.run in _SERVICES else logging.WARNING)
+    try:
+        return int(options.run(options))
+    except DriftloopError as error:
+        for line in str(error).splitlines() or [type(error).__name__]:
+            sys.stderr.write(f"driftloop: {line}\n")
+        return EXIT_ERROR
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("inference", "streaming", "pipelines"):
+            raise
+        sys.stderr.write(f"driftloop: this command needs {error.name}; pip install 'driftloop[{options.extra}]'\n")
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="driftloop", description="Watch every prediction, retrain when a window drifts, deploy only what is better.")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what goes on, to stderr")
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    demo = _command(commands, "demo", _demo, "the whole loop on this machine, from a prediction to a better model", extra="demo")
+    demo.add_argument("--folder", type=Path, default=Path("driftloop-demo"), help="working folder (default: %(default)s)")
+    demo.add_argument("--no-drift", action="store_true", help="send quiet traffic only: nothing may fire")
+    demo.add_argument("--slack-webhook", metavar="URL", help="post to this Slack webhook ($SLACK_WEBHOOK is read too; default: show it here)")
+    demo.add_argument("--json", action="store_true", help="no live view; one JSON object as the last line")
+    demo.add_argument("--seed", type=int, default=7, help="of the traffic (default: %(default)s)")
+
+    serve = _command(commands, "serve", _serve, "serve a model's live version with KServe's ModelServer", extra="predictor")
+    serve.add_argument("--repository", type=Path, required=True, help="the folder of all model versions")
+    serve.add_argument("--model", required=True, metavar="NAMESPACE/NAME")
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 on a cluster (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8080, help="default: %(default)s")
+    serve.add_argument("--tap", metavar="URL", help="post payloads there as KServe's agent would (where there is no agent: never on a cluster)")
+    serve.add_argument("--source", help="the tap's Ce-Source (default: this host's name)")
+    serve.add_argument("--predict-log", type=Path, metavar="FILE", help="append each prediction as one JSON line; rotated")
+
+    gateway = _command(commands, "gateway", _gateway, "take in payload events and put them on the log", extra="gateway")
+    gateway.add_argument("--log", required=True, metavar="PATH", help="the embedded log (made if it is not there)")
+    gateway.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    gateway.add_argument("--port", type=int, default=8090, help="default: %(default)s")
+    gateway.add_argument("--max-body", type=int, default=1_000_000, metavar="BYTES", help="larger events are set aside (default: %(default)s)")
+
+    watch = _command(commands, "watch", _watch, "follow the log, judge every window, act", extra="watch,pipeline,report")
+    watch.add_argument("--config", type=Path, default=Path("driftloop.yaml"), metavar="FILE", help="default: %(default)s")
+
+    replay = _command(commands, "replay", _replay, "what the watcher said, or would have said, of a log; performs nothing", extra="watch")
+    replay.add_argument("--config", type=Path, default=Path("driftloop.yaml"), metavar="FILE", help="default: %(default)s")
+    replay.add_argument("--from-log", metavar="PATH", help="an embedded log (default: the configured one)")
+    replay.add_argument("--json", action="store_true", help="one JSON object per outcome, and their sum as the last line")
+
+    pipeline = commands.add_parser("pipeline", help="the retraining pipeline").add_subparsers(metavar="COMMAND", required=True)
+    compiled = _command(pipeline, "compile", _compile, "write the pipeline's YAML for Kubeflow Pipelines", extra="pipeline")
+    compiled.add_argument("--output", type=Path, default=Path("output/pipeline.yaml"), help="default: %(default)s")
+    run = _command(pipeline, "run", _run_pipeline, "run the compiled pipeline on this machine", extra="pipeline")
+    run.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the pipeline; may be repeated")
+    run.add_argument("--folder", type=Path, default=Path("output/runs"), help="where runs leave their files (default: %(default)s)")
+
+    init = _command(commands, "init", _init, "write a commented configuration to start from")
+    init.add_argument("--config", type=Path, default=Path("driftloop.yaml"), metavar="FILE", help="default: %(default)s")
+    init.add_argument("--force", action="store_true", help="overwrite a file that is there")
+
+    check = _command(commands, "check", _check, "list every error of a configuration with its line")
+    check.add_argument("--config", type=Path, default=Path("driftloop.yaml"), metavar="FILE", help="default: %(default)s")
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    *,
+    extra: str = "",
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run, extra=extra)
+    return parser
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return f"driftloop {metadata.version('driftloop')}"
+    except metadata.PackageNotFoundError:
+        return "driftloop (not installed)"
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from streaming.demo import run_demo
+
+    return run_demo(
+        options.folder, drift=not options.no_drift, slack_webhook=options.slack_webhook, as_json=options.json, seed=options.seed
+    )
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from inference.predictor import serve
+
+    serve(
+        options.repository,
+        options.model,
+        host=options.host,
+        port=options.port,
+        tap=options.tap,
+        predict_log=options.predict_log,
+        source=options.source,
+    )
+    return 0
+
+
+def _gateway(options: argparse.Namespace) -> int:
+    from inference.gateway import serve_gateway
+
+    def ready(port: int) -> None:
+        logging.getLogger(__name__).info("the gateway listens on http://%s:%d", options.host, port)
+
+    serve_gateway(options.log, host=options.host, port=options.port, max_body=options.max_body, on_ready=ready)
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from streaming.assemble import run_watch
+    from streaming.settings import load_settings
+
+    run_watch(load_settings(options.config))
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from streaming.assemble import open_replay
+    from streaming.replay import as_line, as_text
+    from streaming.settings import load_settings
+
+    replay = open_replay(load_settings(options.config), options.from_log)
+    for outcome in replay:
+        sys.stdout.write((as_line(outcome) if options.json else as_text(outcome)) + "\n")
+    sys.stdout.write((json.dumps(replay.summary()) if options.json else replay.summary_text()) + "\n")
+    return 0
+
+
+def _compile(options: argparse.Namespace) -> int:
+    from pipelines.retraining import compile_pipeline
+
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    compile_pipeline(options.output)
+    sys.stdout.write(f"{options.output}\n")
+    return 0
+
+
+def _run_pipeline(options: argparse.Namespace) -> int:
+    from pipelines.submit import run_local
+
+    return run_local(options.folder, options.param)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from importlib.resources import files
+
+    from inference.errors import SettingsError
+
+    if options.config.exists() and not options.force:
+        raise SettingsError([f"{options.config} is already there; --force overwrites it"])
+    options.config.write_text(files("streaming").joinpath("driftloop.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    sys.stdout.write(f"{options.config}: name your model and its limits, then `driftloop check`\n")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from streaming.settings import load_settings
+
+    settings = load_settings(options.config)
+    sys.stdout.write(f"{options.config}: no errors; models: {', '.join(settings.models)}\n")
+    return 0
+
+
+_SERVICES = (_serve, _gateway, _watch)
+"""Commands that run until they are stopped: their log is what people have of them."""
+
+
+def _configure_logging(level: int) -> None:
+    """To stderr: text on a terminal, one JSON object a line elsewhere."""
+    from streaming.logs import configure
+
+    configure(level, as_json=not sys.stderr.isatty())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The monitor of one version of one model: rows in, verdicts out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from inference.event import deterministic_id
+from streaming.core.governor import Governor
+from streaming.core.limits import Limit, drift_began
+from streaming.core.reference import Reference
+from streaming.core.verdict import Span, Verdict
+from streaming.core.window import CountWindow
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorSpec:
+    """How a model is watched: its window, its limits (any one breached is drift) and its governor."""
+
+    window: CountWindow
+    limits: tuple[Limit, ...]
+    governor: Governor
+
+    def __post_init__(self) -> None:
+        names = [limit.name for limit in self.limits]
+        if not names:
+            raise ValueError("a model needs at least one limit")
+        if len(set(names)) != len(names):
+            raise ValueError(f"limits need different names, not {', '.join(names)}")
+
+
+class Monitor:
+    """Measures every full window of one version against its reference. SettingsError when a limit does not fit it."""
+
+    def __init__(self, spec: MonitorSpec, reference: Reference, partition: int) -> None:
+        self.reference = reference
+        self._partition = partition
+        self._window = spec.window.build(reference.columns)
+        self._limits = [(limit.name, limit.build(reference, spec.window.size)) for limit in spec.limits]
+        self._verdicts = 0
+        self.last: Verdict | None = None
+
+    @property
+    def predictions(self) -> int:
+        """Rows seen since the version took over."""
+        return self._window.rows
+
+    def feed(self, rows: Sequence[Sequence[Any]], predictions: Sequence[Any], offsets: Sequence[int], times: Sequence[float]) -> Iterator[Verdict]:
+        """Take rows (cells in the schema's order), their predictions, and where on the log each stands; yields verdicts as they fall due."""
+        cells = [*zip(*rows, strict=True), predictions]
+        columns = [column.array(values) for column, values in zip(self.reference.columns, cells, strict=True)]
+        for part, due in self._window.extend(columns, np.array(offsets, dtype=np.int64), np.array(times, dtype=np.float64)):
+            stretch = [values[part] for values in columns]
+            for _, judge in self._limits:
+                judge.observe(stretch)
+            if due:
+                yield self._judge()
+
+    def _judge(self) -> Verdict:
+        findings, breached = [], []
+        for name, judge in self._limits:
+            found, over = judge.judge(self._window)
+            findings += found
+            if over:
+                breached.append(name)
+        self._verdicts += 1
+        model, version, seen = self.reference.model, self.reference.version, self._window.rows
+        span = self._window.span(self._partition)
+        id_ = deterministic_id("verdict", model, version, span.partition, span.last_offset, seen)
+        self.last = Verdict(id_, model, version, self._verdicts, seen, span, tuple(findings), tuple(breached))
+        return self.last
+
+    def drift_began(self, verdict: Verdict) -> Span:
+        """Where the drift of the newest verdict most likely began, to the window's end."""
+        return self._window.span(self._partition, drift_began(self._window, self.reference, verdict.findings))
+
+    def evidence(self) -> dict[str, tuple[Any, ...]]:
+        """The window by column as plain values."""
+        return self._window.evidence()

@@ -1,0 +1,215 @@
+"""Evidently's drift tests on prepared arrays: the same numbers and the same choice of test, without pandas.
+
+Formulas follow evidently 0.7.23 (`evidently.legacy.calculations.stattests`); NaN and infinities are dropped first, as
+Evidently does. Every function takes the prepared reference column and the window's known values and returns a score:
+
+| test          | score                                                              | drift when     | default |
+|---------------|--------------------------------------------------------------------|----------------|---------|
+| ks            | p of the two-sample Kolmogorov-Smirnov test (exact to 10,000 rows)  | score <= limit | 0.05    |
+| chisquare     | p of Pearson's test, the reference's shares taken as exact          | score <  limit | 0.05    |
+| z             | p of the pooled two-proportion test (first value against the rest)  | score <  limit | 0.05    |
+| wasserstein   | W1 / max(standard deviation of the reference, 0.001)                | score >= limit | 0.1     |
+| psi           | sum (p - q) ln(p / q) over bins of both samples together            | score >= limit | 0.1     |
+| jensenshannon | the distance (square root, natural logarithm) over the same bins    | score >= limit | 0.1     |
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
+from math import lcm
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import chdtrc, ndtr, rel_entr
+from scipy.stats import ks_2samp
+
+from inference.versions import Kind
+from streaming.core.reference import Column, Floats, NumericColumn, Values
+
+Test = Literal["ks", "wasserstein", "psi", "jensenshannon", "chisquare", "z"]
+
+DEFAULT_THRESHOLDS: dict[Test, float] = {"ks": 0.05, "chisquare": 0.05, "z": 0.05, "wasserstein": 0.1, "psi": 0.1, "jensenshannon": 0.1}
+ALLOWED_KINDS: dict[Test, tuple[Kind, ...]] = {
+    "ks": ("numeric",),
+    "wasserstein": ("numeric",),
+    "psi": ("numeric", "categorical"),
+    "jensenshannon": ("numeric", "categorical"),
+    "chisquare": ("categorical",),
+    "z": ("categorical",),
+}
+P_VALUES: frozenset[Test] = frozenset({"ks", "chisquare", "z"})
+_BINNED_FROM = 20
+_FEW_VALUES = 5
+_LARGE_REFERENCE = 1000
+
+
+def choose(column: Column, known: Values) -> Test:
+    """Evidently's own choice of test for this reference and window (both without missing values)."""
+    values = _distinct(column, known)
+    if isinstance(column, NumericColumn) and values > _FEW_VALUES:
+        return "ks" if column.n <= _LARGE_REFERENCE else "wasserstein"
+    if column.n > _LARGE_REFERENCE:
+        return "jensenshannon"
+    return "chisquare" if values > 2 else "z"
+
+
+def measure(test: Test, column: Column, known: Values) -> float:
+    """The test's score of the window's known values; both samples must hold at least one value."""
+    return _TESTS[test](column, known)
+
+
+def over(test: Test, score: float, threshold: float) -> bool:
+    """Whether a score drifts, on the side and with the equality that Evidently uses. A NaN never does."""
+    if test == "ks":
+        return score <= threshold
+    return score < threshold if test in P_VALUES else score >= threshold
+
+
+def ks(column: Column, known: Values) -> float:
+    """The two-sided p-value; it depends only on both sizes and the statistic in steps of 1/lcm, so repeats cost a look-up."""
+    reference = _numeric(column).values
+    window = np.sort(known)
+    n, m = len(reference), len(window)
+    step = lcm(n, m)
+    right = np.searchsorted(reference, window, side="right") * (step // n) - np.searchsorted(window, window, side="right") * (step // m)
+    left = np.searchsorted(reference, window, side="left") * (step // n) - np.searchsorted(window, window, side="left") * (step // m)
+    return _ks_p(n, m, int(max(np.abs(right).max(), np.abs(left).max())))
+
+
+@lru_cache(maxsize=100_000)
+def _ks_p(n: int, m: int, height: int) -> float:
+    """The p-value of a statistic of height / lcm(n, m), asked of scipy with two samples built to have just that statistic."""
+    step = lcm(n, m)
+    first, second = _samples_with_height(n, m, height, step)
+    with warnings.catch_warnings():
+        # "Exact calculation unsuccessful, switching to asymp": that is what Evidently gets too.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return float(ks_2samp(first, second).pvalue)
+
+
+def _samples_with_height(n: int, m: int, height: int, step: int) -> tuple[Floats, Floats]:
+    # The smallest i / n - j / m that equals height / step, with i of the first sample and j of the second at or below 1;
+    # the rest of both stands far above, where the two distributions grow together.
+    for j in range(m + 1):
+        rest = height + j * (step // m)
+        if rest % (step // n) == 0 and (i := rest // (step // n)) <= n:
+            break
+    else:
+        raise AssertionError(f"no statistic of two samples of {n} and {m} is {height}/{step}")
+    return _step_sample(n, i), _step_sample(m, j)
+
+
+def _step_sample(size: int, below: int) -> Floats:
+    return np.concatenate([np.zeros(below), np.ones(size - below)])
+
+
+def wasserstein(column: Column, known: Values) -> float:
+    """First Wasserstein distance in standard deviations of the reference (population, at least 0.001)."""
+    reference = _numeric(column)
+    window = np.sort(known)
+    together = np.concatenate([reference.values, window])
+    together.sort(kind="mergesort")
+    gaps = np.diff(together)
+    first = np.searchsorted(reference.values, together[:-1], side="right") / reference.n
+    second = np.searchsorted(window, together[:-1], side="right") / len(window)
+    return float(np.sum(np.abs(first - second) * gaps)) / max(reference.std, 0.001)
+
+
+def psi(column: Column, known: Values) -> float:
+    """Population stability index; empty cells are filled as Evidently fills them, each sample on its own."""
+    first, second = (_filled(shares) for shares in _shares(column, known))
+    return float(np.sum((first - second) * np.log(first / second)))
+
+
+def jensenshannon(column: Column, known: Values) -> float:
+    """Jensen-Shannon distance; a sum that rounds below 0 counts as 0 (scipy gives NaN)."""
+    first, second = _shares(column, known)
+    first, second = first / first.sum(), second / second.sum()
+    middle = (first + second) / 2.0
+    divergence = float(rel_entr(first, middle).sum() + rel_entr(second, middle).sum())
+    return float(np.sqrt(max(divergence, 0.0) / 2.0))
+
+
+def chisquare(column: Column, known: Values) -> float:
+    """Pearson's p with the reference's shares as the truth; a value never seen in the reference gives 0."""
+    reference, window = _counts(column, known)
+    if len(reference) < 2:
+        return float("nan")
+    expected = reference * (len(known) / column.n)
+    with np.errstate(divide="ignore"):
+        statistic = float(np.sum((window - expected) ** 2 / expected))
+    return float(chdtrc(len(reference) - 1, statistic))
+
+
+def z(column: Column, known: Values) -> float:
+    """Two-sided p for the share of the first value (in sorted order); 1 when both samples hold the same single value."""
+    reference, window = _counts(column, known)
+    if len(reference) < 2:
+        return 1.0
+    n, m = column.n, len(known)
+    p, q = (n - reference[0]) / n, (m - window[0]) / m
+    pooled = (p * n + q * m) / (n + m)
+    return float(2 * (1 - ndtr(abs((p - q) / np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))))))
+
+
+def _numeric(column: Column) -> NumericColumn:
+    if not isinstance(column, NumericColumn):
+        raise TypeError(f"{column.name} is categorical; this test takes numbers")
+    return column
+
+
+def _distinct(column: Column, known: Values) -> int:
+    if isinstance(column, NumericColumn):
+        # Enough to know "more than five": the window's own values are only looked through when the reference has few.
+        return len(column.distinct) if len(column.distinct) > _FEW_VALUES else len(np.union1d(column.distinct, known))
+    return len(column.counts.keys() | set(known))
+
+
+def _counts(column: Column, known: Values) -> tuple[Floats, Floats]:
+    """How often each value occurs in the reference and in the window, values in sorted order."""
+    if isinstance(column, NumericColumn):
+        window = np.sort(known)
+        keys: Any = np.union1d(column.distinct, window)
+        return _occurrences(column.values, keys), _occurrences(window, keys)
+    current = Counter(known)
+    names = sorted(column.counts.keys() | current.keys())
+    return np.array([column.counts.get(name, 0) for name in names], dtype=float), np.array([current[name] for name in names], dtype=float)
+
+
+def _occurrences(ordered: Floats, keys: Floats) -> Floats:
+    found: NDArray[np.int64] = np.searchsorted(ordered, keys, side="right") - np.searchsorted(ordered, keys, side="left")
+    return found.astype(np.float64)
+
+
+def _shares(column: Column, known: Values) -> tuple[Floats, Floats]:
+    """Shares per cell: Sturges' bins over both samples together for more than 20 distinct reference values, else per value."""
+    if isinstance(column, NumericColumn) and len(column.distinct) > _BINNED_FROM:
+        edges = _sturges(column.values, known)
+        return np.histogram(column.values, edges)[0] / column.n, np.histogram(known, edges)[0] / len(known)
+    reference, window = _counts(column, known)
+    return reference / column.n, window / len(known)
+
+
+def _sturges(reference: Floats, window: Floats) -> Floats:
+    low, high = min(float(reference[0]), float(window.min())), max(float(reference[-1]), float(window.max()))
+    size = len(reference) + len(window)
+    width = (high - low) / (np.log2(size) + 1.0)
+    bins = int(np.ceil((high - low) / width)) if width else 1
+    return np.histogram_bin_edges(np.array([low, high]), bins=bins)
+
+
+def _filled(shares: Floats) -> Floats:
+    smallest = shares[shares != 0].min()
+    return np.where(shares == 0, smallest / 10**6 if smallest <= 0.0001 else 0.0001, shares)
+
+
+_TESTS: dict[Test, Callable[[Column, Values], float]] = {
+    "ks": ks,
+    "wasserstein": wasserstein,
+    "psi": psi,
+    "jensenshannon": jensenshannon,
+    "chisquare": chisquare,
+    "z": z,
+}

@@ -1,0 +1,97 @@
+"""The sliding count window: the newest `size` predictions by column, judged each `slide` of them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.core.reference import CategoricalColumn, Column, Values
+from streaming.core.verdict import Span
+
+
+@dataclass(frozen=True, slots=True)
+class CountWindow:
+    """A window of the last `size` rows; the first verdict comes when it is full, the next each `slide` rows."""
+
+    size: int
+    slide: int
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise ValueError(f"window.size must be at least 2, not {self.size}")
+        if not 1 <= self.slide <= self.size:
+            raise ValueError(f"window.slide must be from 1 to window.size ({self.size}), not {self.slide}")
+
+    def build(self, columns: Sequence[Column]) -> "SlidingWindow":
+        return SlidingWindow(self, columns)
+
+
+class SlidingWindow:
+    """Rows of one model version in arrival order. Memory: two windows' cells, whatever the stream's length.
+
+    Each column is an array of twice the window's size; when it is full its last window moves to the front, so that the
+    window is always one contiguous view.
+    """
+
+    def __init__(self, spec: CountWindow, columns: Sequence[Column]) -> None:
+        self.spec = spec
+        self.rows = 0
+        self._columns = tuple(columns)
+        length = 2 * spec.size
+        self._cells: list[Values] = [
+            np.empty(length, dtype=object if isinstance(column, CategoricalColumn) else np.float64) for column in columns
+        ]
+        self._offsets: NDArray[np.int64] = np.zeros(length, dtype=np.int64)
+        self._times: NDArray[np.float64] = np.zeros(length, dtype=np.float64)
+        self._end = 0
+
+    def extend(self, columns: Sequence[Values], offsets: Values, times: Values) -> Iterator[tuple[slice, bool]]:
+        """Add rows, one array per column as `Column.array` makes them, with the log offset and append time of each.
+
+        Yields the rows taken in, a stretch at a time, and whether the last of them completed a slide of a full window.
+        """
+        start, total = 0, len(offsets)
+        while start < total:
+            part = slice(start, min(total, start + self._until_due()))
+            self._put([cells[part] for cells in columns], offsets[part], times[part])
+            yield part, self.rows >= self.spec.size and (self.rows - self.spec.size) % self.spec.slide == 0
+            start = part.stop
+
+    def _until_due(self) -> int:
+        if self.rows < self.spec.size:
+            return self.spec.size - self.rows
+        return self.spec.slide - (self.rows - self.spec.size) % self.spec.slide
+
+    def _put(self, columns: Sequence[Values], offsets: Values, times: Values) -> None:
+        size, count = self.spec.size, len(offsets)
+        if self._end + count > 2 * size:
+            kept = min(size, self._end)
+            for array in (*self._cells, self._offsets, self._times):
+                array[:kept] = array[self._end - kept : self._end].copy()
+            self._end = kept
+        place = slice(self._end, self._end + count)
+        for array, cells in zip((*self._cells, self._offsets, self._times), (*columns, offsets, times), strict=True):
+            array[place] = cells
+        self._end += count
+        self.rows += count
+
+    def _view(self) -> slice:
+        return slice(self._end - min(self.rows, self.spec.size), self._end)
+
+    def values(self, index: int) -> Values:
+        """The window's cells of one column, oldest first (a view: copy it to keep it)."""
+        return self._cells[index][self._view()]
+
+    def span(self, partition: int, first: int = 0) -> Span:
+        """The stretch of the log that the window's rows from number `first` (0 = oldest) came from."""
+        offsets, times = self._offsets[self._view()], self._times[self._view()]
+        return Span(partition, int(offsets[first]), int(offsets[-1]), float(times[first]), float(times[-1]))
+
+    def evidence(self) -> dict[str, tuple[Any, ...]]:
+        """The window by column as plain values, None for missing."""
+        return {
+            column.name: tuple(None if cell is None or cell != cell else cell for cell in self.values(index).tolist())
+            for index, column in enumerate(self._columns)
+        }

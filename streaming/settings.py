@@ -1,0 +1,243 @@
+"""The configuration: one YAML file, one frozen tree; every problem is reported at once, with its line.
+
+`${NAME}` in a value is replaced by that environment variable (the only place where the environment is read), so that no
+secret needs to stand in the file.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from inference.errors import SettingsError
+from streaming.detectors import DetectorSpec
+from streaming.located_yaml import Located, Steps, read_yaml
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_MODEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+
+
+def seconds(value: object) -> object:
+    """A duration as a number of seconds or a text such as 500ms, 30s, 10m, 2h, 7d."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", value)
+        if not match:
+            raise ValueError(f"{value!r} is no duration; write a number of seconds, or 500ms, 30s, 10m, 2h, 7d")
+        return float(match[1]) * _UNITS[match[2]]
+    return value
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// URL")
+    return value
+
+
+def _secret_url(value: SecretStr) -> SecretStr:
+    _http_url(value.get_secret_value())
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(seconds), Field(ge=0)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+SecretUrl = Annotated[SecretStr, AfterValidator(_secret_url)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WindowSettings(_Frozen):
+    """The last `size` predictions, judged each `slide` of them."""
+
+    size: int = Field(default=500, ge=2, le=1_000_000)
+    slide: int = Field(default=50, ge=1)
+
+    @model_validator(mode="after")
+    def _slide_fits(self) -> Self:
+        if self.slide > self.size:
+            raise ValueError(f"slide must be at most size ({self.size}), not {self.slide}")
+        return self
+
+
+class EvidentlyLimitSettings(_Frozen):
+    """One of Evidently's tests over the window; `drifting` is "any" column or a share of the columns."""
+
+    kind: Literal["evidently"] = "evidently"
+    name: str = ""
+    test: Literal["auto", "ks", "wasserstein", "psi", "jensenshannon", "chisquare", "z"] = "auto"
+    threshold: float | None = Field(default=None, ge=0)
+    drifting: Literal["any"] | Annotated[float, Field(gt=0, le=1)] = "any"
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+    @property
+    def label(self) -> str:
+        return self.name or f"evidently {self.test}"
+
+
+class DetectorLimitSettings(_Frozen):
+    """One of river's detectors on each column's rank in the reference."""
+
+    kind: Literal["detector"]
+    name: str = ""
+    detector: DetectorSpec
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+    @property
+    def label(self) -> str:
+        return self.name or self.detector.kind
+
+
+LimitSettings = Annotated[EvidentlyLimitSettings | DetectorLimitSettings, Field(discriminator="kind")]
+
+
+class GovernorSettings(_Frozen):
+    """When a breach starts a run."""
+
+    confirm: int = Field(default=2, ge=1)
+    of: int = Field(default=3, ge=1, le=1000)
+    min_samples: int = Field(default=0, ge=0)
+    cooldown: Seconds = 600.0
+    max_run: Annotated[Seconds, Field(gt=0)] = 3600.0
+
+    @model_validator(mode="after")
+    def _confirm_fits(self) -> Self:
+        if self.confirm > self.of:
+            raise ValueError(f"confirm must be at most of ({self.of}), not {self.confirm}")
+        return self
+
+
+class RetrainingSettings(_Frozen):
+    """What the retraining run gets to know; times and counts bound how long it waits for labels and how much it reads."""
+
+    trainer: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] = "pipelines.trainers:classifier"
+    metric: Literal["accuracy", "balanced_accuracy", "f1_macro", "r2", "neg_mean_absolute_error"] = "accuracy"
+    margin: float = Field(default=0.01, ge=0)
+    min_rows: int = Field(default=200, ge=10)
+    max_rows: int = Field(default=10_000, ge=10, le=5_000_000)
+    wait: Seconds = 300.0
+    holdout: float = Field(default=0.3, gt=0, lt=1)
+    reference_rows: int = Field(default=1000, ge=10, le=100_000)
+    server_url: HttpUrl | None = None
+    gateway_url: HttpUrl | None = None
+
+
+class ModelSettings(_Frozen):
+    """How one model is watched, and retrained (`retraining: null` only alerts)."""
+
+    window: WindowSettings = WindowSettings()
+    limits: tuple[LimitSettings, ...] = Field(min_length=1)
+    governor: GovernorSettings = GovernorSettings()
+    retraining: RetrainingSettings | None = RetrainingSettings()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [limit.label for limit in self.limits]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"limits need different names; give one of {', '.join(twice)} a `name`")
+        return self
+
+
+class SlackSettings(_Frozen):
+    """Slack's incoming webhook."""
+
+    webhook: SecretUrl
+    timeout: Annotated[Seconds, Field(gt=0, le=60)] = 10.0
+
+
+class WebhookSettings(_Frozen):
+    """Where each drift is POSTed as a CloudEvent."""
+
+    url: SecretUrl
+    timeout: Annotated[Seconds, Field(gt=0, le=60)] = 10.0
+
+
+class AlertSettings(_Frozen):
+    """Who hears of it."""
+
+    slack: SlackSettings | None = None
+    webhook: WebhookSettings | None = None
+
+
+def _model_name(name: str) -> str:
+    if not _MODEL.fullmatch(name):
+        raise ValueError("a model is named NAMESPACE/INFERENCESERVICE in lower case, for example default/iris-sklearn")
+    return name
+
+
+class Settings(_Frozen):
+    """The whole file. Relative paths are taken from the folder that the file stands in."""
+
+    log: Path = Path(".driftloop/log.db")
+    repository: Path = Path(".driftloop/models")
+    state: Path = Path(".driftloop/state")
+    version_annotation: str = "driftloop.io/model-version"
+    models: dict[Annotated[str, AfterValidator(_model_name)], ModelSettings] = Field(min_length=1)
+    alerts: AlertSettings = AlertSettings()
+    max_decision_age: Seconds = 3600.0
+
+    def placed(self, folder: Path) -> "Settings":
+        """The same with its paths made absolute, relative ones from `folder`."""
+        return self.model_copy(update={name: (folder / getattr(self, name)).resolve() for name in ("log", "repository", "state")})
+
+
+def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read and check the file; SettingsError lists every problem as `FILE:LINE: path: what is wrong`."""
+    located = read_yaml(path)
+    problems: dict[Steps, str] = {}
+    document = _filled(located, os.environ if environ is None else environ, problems)
+    settings: Settings | None = None
+    try:
+        settings = Settings.model_validate(document)
+    except ValidationError as error:
+        for problem in error.errors(include_input=False, include_url=False):
+            where = _path(located, problem["loc"])
+            # A list whose members are wrong is also reported as too short, and an empty variable as no URL: once is enough.
+            if not any(known[: len(where)] == where for known in problems):
+                problems[where] = _message(problem)
+            elif problem["type"] == "missing":
+                problems[where] += f"; {_message(problem)}"
+    if problems or settings is None:
+        raise SettingsError([f"{located.place(where)}: {problems[where]}" for where in sorted(problems, key=located.line)])
+    return settings.placed(path.resolve().parent)
+
+
+def _filled(located: Located, environ: Mapping[str, str], problems: dict[Steps, str]) -> Any:
+    def fill(value: Any, path: Steps) -> Any:
+        if isinstance(value, dict):
+            return {key: fill(inner, (*path, key)) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [fill(inner, (*path, index)) for index, inner in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+        names = sorted(set(_VARIABLE.findall(value)))
+        unset = [name for name in names if not environ.get(name)]
+        if unset:
+            problems[path] = f"the environment variable {', '.join(unset)} is not set"
+        return _VARIABLE.sub(lambda match: environ.get(match[1], ""), value)
+
+    return fill(located.value, ())
+
+
+def _path(located: Located, loc: tuple[str | int, ...]) -> Steps:
+    """The problem's place in the file: pydantic puts a union's tag into its own, the file has no such step."""
+    path: Steps = ()
+    for step in loc:
+        if located.has((*path, step)):
+            path = (*path, step)
+    return path
+
+
+def _message(problem: Any) -> str:
+    if problem["type"] == "missing":
+        return f"{problem['loc'][-1]!r} is missing"
+    if problem["type"] == "extra_forbidden":
+        return "unknown key"
+    return str(problem["msg"]).removeprefix("Value error, ")

@@ -1,0 +1,175 @@
+"""Stand-ins for the outside world, for tests and demonstrations: an HTTP receiver, a runner of retraining runs."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+
+from pipelines.submit import RunRequest, RunState
+
+_MAX_BODY = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the receiver answers: a status with headers and a body, or nothing at all (`hang`) until it is closed."""
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b"ok"
+    hang: bool = False
+
+
+HANG = Answer(hang=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A request as it came; header names in lower case."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+class Receiver:
+    """An HTTP server on a free port of this machine that records every request.
+
+    It answers with `answers` in order, then with 200. `on_request` is called with each request before it is answered.
+
+        with Receiver([Answer(500)]) as receiver:
+            ...post to receiver.url("/hook")...
+            assert receiver.wait_for(2)
+    """
+
+    def __init__(self, answers: Iterable[Answer] = (), *, on_request: Callable[[Received], object] | None = None, port: int = 0) -> None:
+        self._answers = list(answers)
+        self._on_request = on_request
+        self._requests: list[Received] = []
+        self._arrived = threading.Condition()
+        self._closing = threading.Event()
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
+        self._server.daemon_threads = True
+        self._server.block_on_close = False
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    @property
+    def requests(self) -> list[Received]:
+        with self._arrived:
+            return list(self._requests)
+
+    def url(self, path: str = "/") -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def wait_for(self, count: int, timeout: float = 10.0) -> bool:
+        """Wait until `count` requests have come; False when they have not within `timeout` seconds."""
+        with self._arrived:
+            return self._arrived.wait_for(lambda: len(self._requests) >= count, timeout)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def _record(self, request: Received) -> Answer:
+        with self._arrived:
+            self._requests.append(request)
+            answer = self._answers.pop(0) if self._answers else Answer()
+            self._arrived.notify_all()
+        if self._on_request is not None:
+            self._on_request(request)
+        return answer
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                length = min(int(self.headers.get("Content-Length", 0)), _MAX_BODY)
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                answer = receiver._record(Received(self.command, self.path, headers, self.rfile.read(length)))
+                if answer.hang:
+                    receiver._closing.wait()
+                    self.close_connection = True
+                    return
+                self.send_response(answer.status)
+                for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(answer.body)
+
+            do_GET = do_POST  # noqa: N815 - the base class's name
+
+            def log_message(self, format: str, *args: Any) -> None:
+                return
+
+        return Handler
+
+
+class StandInRunner:
+    """A `Runner` whose runs are what the test says: `states` by run id, "unknown" before `start`, "running" after it.
+
+    `start_errors` are raised by the first calls of `start`, one each.
+    """
+
+    def __init__(self, *, start_errors: Iterable[Exception] = ()) -> None:
+        self.started: list[RunRequest] = []
+        self.stopped: list[str] = []
+        self.states: dict[str, RunState] = {}
+        self.start_errors = list(start_errors)
+        self.state_error: Exception | None = None
+
+    def start(self, request: RunRequest) -> None:
+        if self.start_errors:
+            raise self.start_errors.pop(0)
+        if request.run_id not in self.states:
+            self.started.append(request)
+            self.states[request.run_id] = RunState("running", "")
+
+    def state(self, run_id: str) -> RunState:
+        if self.state_error is not None:
+            raise self.state_error
+        return self.states.get(run_id, RunState("unknown", ""))
+
+    def stop(self, run_id: str) -> None:
+        self.stopped.append(run_id)
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def poll_until(condition: Callable[[], object], timeout: float = 10.0) -> bool:
+    """Call `condition` until it holds; False when it has not within `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
