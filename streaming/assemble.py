@@ -51,7 +51,7 @@ def run_watch(settings: Settings) -> None:
 
 def open_replay(settings: Settings, from_log: str | None) -> Replay:
     """`driftloop replay`: everything on a log, the configured one unless another is named, through the same fleet."""
-    return Replay(open_log(from_log or f"embedded:{settings.log}"), build_fleet(settings))
+    return Replay(open_log(from_log or f"embedded:{settings.log}", must_exist=True), build_fleet(settings))
 
 
 def handlers(settings: Settings, event_log: EventLog) -> dict[str, Handler]:

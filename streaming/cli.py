@@ -132,7 +132,7 @@ def _gateway(options: argparse.Namespace) -> int:
     from inference.gateway import serve_gateway
 
     def ready(port: int) -> None:
-        logging.getLogger(__name__).info("the gateway listens on http://%s:%d", options.host, port)
+        logging.getLogger("inference.gateway").info("the gateway listens on http://%s:%d", options.host, port)
 
     serve_gateway(options.log, host=options.host, port=options.port, max_body=options.max_body, on_ready=ready)
     return 0
@@ -151,7 +151,7 @@ def _replay(options: argparse.Namespace) -> int:
     from streaming.replay import as_line, as_text
     from streaming.settings import load_settings
 
-    replay = open_replay(load_settings(options.config), options.from_log)
+    replay = open_replay(load_settings(options.config, alerts=False), options.from_log)
     for outcome in replay:
         sys.stdout.write((as_line(outcome) if options.json else as_text(outcome)) + "\n")
     sys.stdout.write((json.dumps(replay.summary()) if options.json else replay.summary_text()) + "\n")
@@ -168,9 +168,15 @@ def _compile(options: argparse.Namespace) -> int:
 
 
 def _run_pipeline(options: argparse.Namespace) -> int:
+    from inference.errors import PipelineError
     from pipelines.submit import run_local
 
-    return run_local(options.folder, options.param)
+    wrong = [text for text in options.param if "=" not in text]
+    if wrong:
+        raise PipelineError(f"--param takes NAME=VALUE, not {', '.join(map(repr, wrong))}")
+    run_id, state = run_local(dict(text.split("=", 1) for text in options.param), folder=options.folder)
+    sys.stdout.write(f"run {run_id}: {state.state}{f': {state.error}' if state.error else ''}\n")
+    return 0 if state.state == "succeeded" else 1
 
 
 def _init(options: argparse.Namespace) -> int:

@@ -188,9 +188,14 @@ class Settings(_Frozen):
         return self.model_copy(update={name: (folder / getattr(self, name)).resolve() for name in ("log", "repository", "state")})
 
 
-def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
-    """Read and check the file; SettingsError lists every problem as `FILE:LINE: path: what is wrong`."""
+def load_settings(path: Path, environ: Mapping[str, str] | None = None, *, alerts: bool = True) -> Settings:
+    """Read and check the file; SettingsError lists every problem as `FILE:LINE: path: what is wrong`.
+
+    With `alerts` False nobody will be told anything: that part is left out, and its secrets need not be there.
+    """
     located = read_yaml(path)
+    if not alerts:
+        located.value.pop("alerts", None)
     problems: dict[Steps, str] = {}
     document = _filled(located, os.environ if environ is None else environ, problems)
     settings: Settings | None = None

@@ -1,8 +1,8 @@
-"""Stand-ins for the outside world, for tests and demonstrations: an HTTP receiver, a runner of retraining runs."""
+"""Stand-ins for the outside world, for tests and demonstrations: an HTTP receiver, a runner of runs, KServe's traffic."""
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -10,6 +10,9 @@ from typing import Any, Self
 
 import orjson
 
+from inference.event import PROMOTED, REQUEST, RESPONSE, RETRAINING_FINISHED, Event, deterministic_id, own_event
+from inference.log import Record
+from inference.pairing import ANNOTATION
 from pipelines.submit import RunRequest, RunState
 
 _MAX_BODY = 16 * 1024 * 1024
@@ -173,3 +176,35 @@ def poll_until(condition: Callable[[], object], timeout: float = 10.0) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def prediction(model: str, id_: str, rows: Sequence[Sequence[Any]], predictions: Sequence[Any], *, version: str = "") -> tuple[Event, Event]:
+    """Request and response of one prediction, as KServe's logger posts them (protocol V1); `version` as pod annotation."""
+    namespace, _, name = model.partition("/")
+    extensions = {"namespace": namespace, "inferenceservicename": name}
+    if version:
+        extensions["annotations"] = orjson.dumps({ANNOTATION: version}).decode()
+    bodies = orjson.dumps({"instances": rows}), orjson.dumps({"predictions": predictions})
+    request, response = (
+        Event(id_, "pod-1", type_, "2026-10-01T00:00:00Z", "application/json", extensions, body)
+        for type_, body in zip((REQUEST, RESPONSE), bodies, strict=True)
+    )
+    return request, response
+
+
+def promotion(model: str, version: str, previous: str = "", run_id: str = "") -> Event:
+    """The event that announces a version."""
+    body = {"model": model, "version": version, "previous": previous, "run_id": run_id, "metrics": {}, "repository": ""}
+    return own_event(PROMOTED, body, model=model, source="test", id_=deterministic_id("promoted", model, version), now=0.0)
+
+
+def finished(model: str, run_id: str, outcome: str = "kept", version: str = "") -> Event:
+    """The event that tells a run's end."""
+    told = {"reason": "", "champion": None, "challenger": None, "metric": "accuracy", "margin": 0.0, "rows": 0}
+    body = {"model": model, "run_id": run_id, "outcome": outcome, "version": version, **told}
+    return own_event(RETRAINING_FINISHED, body, model=model, source="test", id_=deterministic_id("finished", run_id), now=0.0)
+
+
+def records(events: Iterable[Event], *, partition: int = 0, first: int = 0, every: float = 1.0) -> list[Record]:
+    """Events as they would stand on one partition, `every` seconds apart."""
+    return [Record(partition, first + number, every * (first + number), event) for number, event in enumerate(events)]

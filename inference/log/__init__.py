@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from inference.errors import SettingsError
+from inference.errors import LogUnavailable, SettingsError
 from inference.event import Event
 
 
@@ -57,11 +57,14 @@ class EventLog(Protocol):
         ...
 
 
-def open_log(url: str) -> EventLog:
-    """Open the log at `url`: a path, or `embedded:PATH`, is the embedded log (made if it is not there)."""
+def open_log(url: str, *, must_exist: bool = False) -> EventLog:
+    """Open the log at `url`: a path, or `embedded:PATH`, is the embedded log, made if it is not there (unless it `must_exist`)."""
     scheme, separator, rest = url.partition(":")
     if separator and scheme != "embedded" and rest.startswith("//"):
         raise SettingsError([f"log {url!r}: unknown scheme {scheme!r}; known: a path or embedded:PATH"])
     from inference.log.embedded import EmbeddedLog
 
-    return EmbeddedLog(Path(rest if scheme == "embedded" and separator else url))
+    path = Path(rest if scheme == "embedded" and separator else url)
+    if must_exist and not path.exists():
+        raise LogUnavailable(f"there is no event log at {path}; `driftloop gateway --log {path}` makes one")
+    return EmbeddedLog(path)

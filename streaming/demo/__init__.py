@@ -17,9 +17,9 @@ from typing import Any
 from inference.errors import PipelineError, ServiceError
 from streaming.demo.observed import Observed
 from streaming.demo.processes import Processes, answers, free_ports
-from streaming.demo.receiver import Receiver
 from streaming.demo.traffic import FEATURES, TARGET, Answer, Traffic, iris
 from streaming.demo.view import View, make_view, slack_text
+from streaming.testing import Receiver
 
 MODEL = "default/iris-sklearn"
 NAME = MODEL.partition("/")[2]
@@ -92,7 +92,7 @@ class Demo:
         self._observed = Observed(folder / "state")
         self._processes = stack.enter_context(Processes(folder / "logs"))
         self._receiver = None if slack_webhook else stack.enter_context(Receiver())
-        self._slack = slack_webhook or (self._receiver.url if self._receiver else "")
+        self._slack = slack_webhook or (self._receiver.url() if self._receiver else "")
         self._server, self._gateway = (f"http://127.0.0.1:{port}" for port in free_ports(2))
         self._traffic = Traffic(
             f"{self._server}/v1/models/{NAME}:predict", f"{self._gateway}/", model=MODEL, seed=seed, rate=RATE, label_lag=LABEL_LAG
@@ -191,9 +191,9 @@ class Demo:
             raise ServiceError(f"the clients failed: {self._traffic.error}; see {self._folder / 'logs'}")
         self._observed.poll()
         model = self._observed.model(MODEL)
-        messages = self._receiver.messages if self._receiver else []
+        messages = self._receiver.requests if self._receiver else []
         for message in messages[self._shown :]:
-            for line in slack_text(message):
+            for line in slack_text(message.json()):
                 self._view.tell(line)
         self._shown = len(messages)
         self._view.show(
@@ -216,7 +216,7 @@ class Demo:
 
     def _slack_messages(self) -> int:
         if self._receiver:
-            return len(self._receiver.messages)
+            return len(self._receiver.requests)
         from streaming.outbox import Outbox
 
         outbox = Outbox(self._folder / "state" / "outbox.db")
