@@ -221,7 +221,7 @@ def test_a_server_that_says_it_serves_another_version_is_not_believed(with_one, 
 
 def test_a_predictor_that_hangs_is_given_up_and_a_person_is_told(with_one, tmp_path):
     began = time.monotonic()
-    with predictor(with_one, hang=30.0) as (url, _, _), pytest.raises(DeployError, match="could not be told to load it.*ReadTimeout"):
+    with predictor(with_one, hang=30.0) as (url, _, _), pytest.raises(DeployError, match=r"could not be told to load it.*ReadTimeout"):
         LocalTarget(with_one.root, url, timeout=0.3).deploy(candidate(tmp_path, "run-2"), expected="1")
     assert time.monotonic() - began < 10
     assert with_one.current(MODEL) == "1"

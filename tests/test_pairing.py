@@ -161,11 +161,14 @@ def test_orphans_are_given_up_by_kind_as_time_goes_on() -> None:
 
 def test_a_clock_that_steps_back_neither_expires_nor_keeps_too_long() -> None:
     pairing = Pairing(wait=10)
-    pairing.add(Record(0, 0, 100.0, half(REQUEST, "a")))
-    pairing.add(Record(0, 1, 5.0, half(REQUEST, "b")))
-    assert pairing.add(Record(0, 2, 109.0, half(RESPONSE, "b"))) is not None
-    pairing.add(Record(0, 3, 111.0, half(REQUEST, "c")))
-    assert pairing.counts == Counts(1, 0, 1, 0, 1, 0)
+    fed(pairing, [half(REQUEST, "a"), half(RESPONSE, "a")])
+    pairing.add(Record(0, 2, 100.0, half(REQUEST, "b")))
+    assert pairing.add(Record(0, 3, 100.0, half(RESPONSE, "b"))) is not None
+    pairing.add(Record(0, 4, 5.0, half(REQUEST, "c")))
+    pairing.add(Record(0, 5, 5.0, half(REQUEST, "d")))
+    assert pairing.add(Record(0, 6, 109.0, half(RESPONSE, "c"))) is not None
+    pairing.add(Record(0, 7, 111.0, half(REQUEST, "e")))
+    assert pairing.counts == Counts(3, 0, 1, 0, 1, 0)
 
 
 def test_beyond_the_capacity_the_oldest_is_given_up() -> None:

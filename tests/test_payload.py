@@ -190,6 +190,7 @@ def test_the_length_that_kserve_states_is_not_believed() -> None:
         ("wrong_shape", {"inputs": {"a": [1], "b": [2, 3]}}, "1, 2 rows"),
         ("wrong_shape", {"inputs": [tensor("i", [-1, 4], "FP64", [1, 2, 3, 4])]}, "[-1, 4]"),
         ("wrong_shape", {"inputs": [tensor("i", [2, -2], "FP64", [1, 2, 3, 4])]}, "[2, -2]"),
+        ("wrong_shape", {"inputs": [tensor("i", [-2, -2], "FP64", [1, 2, 3, 4])]}, "[-2, -2]"),
         ("wrong_shape", {"inputs": [tensor("i", [], "FP64", [1])]}, "[]"),
         ("wrong_shape", {"inputs": [tensor("i", [1, 2, 2], "FP64", [1, 2, 3, 4])]}, "[1, 2, 2]"),
         ("wrong_shape", {"inputs": [tensor("i", [1, 0], "FP64", [])]}, "[1, 0]"),
@@ -243,6 +244,11 @@ def test_a_binary_size_that_lies_is_refused(size: Any, shape: list[int], raw: by
     refused("bad_binary", decode_request, request(body, "application/octet-stream"))
 
 
+def test_binary_sizes_that_add_up_and_overlap_are_refused() -> None:
+    entries = [tensor("none", [0], "FP64", binary_data_size=-16), tensor("predict", [2], "FP64", binary_data_size=32)]
+    refused("bad_binary", decode_response, response(orjson.dumps({"outputs": entries}) + RAW), says="-16")
+
+
 def test_a_tensor_with_both_json_data_and_bytes_is_refused() -> None:
     body = orjson.dumps({"inputs": [tensor("i", [1], "FP64", [1], binary_data_size=8)]}) + bytes(8)
     refused("bad_binary", decode_request, request(body), says="both")
@@ -293,9 +299,9 @@ def test_bounds_hold_for_bytes_rows_and_cells() -> None:
     refused("too_many_cells", decode_request, request(b'{"instances": [' + b"[]," * 40 + b"[]]}"), limits=limits)
     refused("too_many_rows", decode_response, response({"predictions": [1] * 4}), limits=limits)
     refused("too_many_rows", decode_request, request({"inputs": {"a": [1] * 4}}), limits=limits)
-    several = {"inputs": [tensor(name, [3], "BOOL", [True] * 3) for name in "abc"]}
-    refused("too_many_cells", decode_request, request(several), limits=Bounds(max_cells=8))
-    assert decode_request(request(several), limits=Bounds(max_cells=9)).names == ("a", "b", "c")
+    several = {"inputs": [tensor(name, [100], "BOOL", [True] * 100) for name in "abc"]}
+    refused("too_many_cells", decode_request, request(several), limits=Bounds(max_cells=299), says="300 values")
+    assert decode_request(request(several), limits=Bounds(max_cells=300)).names == ("a", "b", "c")
 
 
 # Responses

@@ -30,6 +30,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from inference.errors import ServiceError, VersionError
+from inference.tap import EXCHANGE, Exchange
 from inference.versions import Feature, Repository, Schema, Version
 
 ROOT = Path(__file__).parent.parent
@@ -488,17 +489,42 @@ def test_a_large_request_leaves_the_event_loop_to_others(repository, tmp_path, m
 
     deploy(repository, tmp_path, always(1))
     predictor = loaded(repository)
-    monkeypatch.setattr(DummyClassifier, "predict", lambda _, rows: (time.sleep(0.3), np.ones(len(rows), int))[1])
+    monkeypatch.setattr(DummyClassifier, "predict", lambda _, rows: (time.sleep(0.5), np.ones(len(rows), int))[1])
 
     async def run():
+        exchange = Exchange("id-1", "")
+        EXCHANGE.set(exchange)
         asking = asyncio.create_task(predictor.predict({"instances": [ROW] * (INLINE_ROWS + 1)}))
+        await asyncio.sleep(0.1)
+        deploy(repository, tmp_path, always(2))
+        predictor.load()
         turns = 0
         while not asking.done():
             await asyncio.sleep(0.01)
             turns += 1
-        return turns
+        return turns, exchange.version, predictor.version
 
-    assert asyncio.run(run()) > 5
+    turns, answered, live = asyncio.run(run())
+    assert turns > 5
+    assert (answered, live) == ("1", "2"), "the answer names the version that gave it, whatever was put live meanwhile"
+
+
+def test_an_announced_body_over_the_bound_is_refused_unread():
+    from inference.predictor import _Bounded
+
+    async def never(*_):
+        raise AssertionError("it was read")
+
+    async def run():
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        await _Bounded(never, 10)({"type": "http", "headers": [(b"content-length", b"11")]}, never, send)
+        return sent
+
+    assert asyncio.run(run())[0]["status"] == 413
 
 
 def test_an_error_of_the_model_itself_is_not_blamed_on_the_client(repository, tmp_path, monkeypatch):

@@ -140,6 +140,16 @@ def test_a_run_that_vanishes_is_told_but_a_moment_out_of_sight_is_not(outbox: Ou
     assert len(runner.started) == 1
 
 
+def test_a_run_that_vanishes_right_after_its_start_is_not_started_again(outbox: Outbox) -> None:
+    runner = StandInRunner()
+    loop = Loop(outbox, runner)
+    loop.step()
+    runner.states.clear()
+    loop.step(12)
+    assert "vanished" in loop.failure()
+    assert len(runner.started) == 1
+
+
 def test_a_run_that_takes_too_long_is_stopped_and_told(outbox: Outbox) -> None:
     runner = StandInRunner()
     loop = Loop(outbox, runner, max_run=20.0)

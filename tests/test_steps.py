@@ -108,7 +108,7 @@ def test_a_table_that_will_not_do_is_told_with_what_is_there(tmp_path, text, tar
 
 def test_a_short_table_is_too_little_data(tmp_path):
     (tmp_path / "t.csv").write_text("a,b,kind\n1,2,0\n1,2,\n")
-    with pytest.raises(TooLittleData, match="1 of 2 rows .* at least 5"):
+    with pytest.raises(TooLittleData, match=r"1 of 2 rows .* at least 5"):
         from_table(tmp_path / "t.csv", live=None, target="kind", min_rows=5, max_rows=9)
 
 
@@ -280,7 +280,7 @@ def test_a_log_that_is_not_there_is_an_error_and_none_is_made(tmp_path):
 
 
 def test_collecting_from_a_log_needs_a_live_version(sent, tmp_path):
-    with pytest.raises(PipelineError, match="no live version .* train the first from a table"):
+    with pytest.raises(PipelineError, match=r"no live version .* train the first from a table"):
         steps.collect(
             tmp_path / "out",
             model=MODEL,
@@ -518,7 +518,7 @@ def test_pauses_grow_and_the_attempts_are_bounded():
 
 
 def test_a_refusal_is_not_repeated():
-    with receiver([400, 200]) as (url, got), pytest.raises(PipelineError, match="refused .* with 400"):
+    with receiver([400, 200]) as (url, got), pytest.raises(PipelineError, match=r"refused .* with 400"):
         publish([EVENT], gateway_url=url)
     assert len(got) == 1
 

@@ -116,8 +116,6 @@ def test_a_run_is_started_once_seen_running_by_others_and_can_be_stopped(runner,
     other.stop("run-1")
     assert other.state("run-1") == RunState("failed", "the run was stopped", began["started"])
     assert not is_locked(runner.folder("run-1") / LOCK) and not is_locked(runner.folder("run-1") / STEP_LOCK)
-    with pytest.raises(ProcessLookupError):
-        until(lambda: os.killpg(began["pid"], 0), 5)
 
 
 def test_a_run_that_was_killed_has_failed_and_can_be_begun_again(runner, tmp_path):
