@@ -19,6 +19,7 @@ null is a missing value. NaN is no JSON; in binary tensors it stands, and means 
 import math
 from collections.abc import Sequence
 from hashlib import sha256
+from itertools import chain
 from reprlib import repr as short
 from typing import Any
 
@@ -126,17 +127,11 @@ def aligned(rows: Rows, schema: Schema) -> list[list[Any]]:
     values = _in_order(rows, schema)
     features = schema.features
     if all(feature.kind == "numeric" for feature in features):
-        aligned_rows: list[list[Any]] = []
-        for row in values:
-            types = set(map(type, row))
-            if types <= _FLOATS:
-                aligned_rows.append(row)
-            elif types <= _NUMBERS:
-                aligned_rows.append([cell if cell is None else float(cell) for cell in row])
-            else:
-                break
-        else:
-            return aligned_rows
+        types = set(map(type, chain.from_iterable(values)))
+        if types <= _FLOATS:
+            return values
+        if types <= _NUMBERS:
+            return [[cell if cell is None else float(cell) for cell in row] for row in values]
     columns = [_column(cells, feature.name, feature.kind) for cells, feature in zip(zip(*values, strict=True), features, strict=False)]
     return [list(row) for row in zip(*columns, strict=True)]
 

@@ -1,6 +1,7 @@
 """The table of a request: from v1 lists and objects, and from v2 tensors."""
 
 from dataclasses import dataclass
+from itertools import chain
 from reprlib import repr as short
 from typing import Any
 
@@ -41,11 +42,7 @@ def from_tensors(entries: list[Any], tail: bytes, limits: Bounds) -> Rows:
 def from_list(table: list[Any]) -> Rows:
     kinds = set(map(type, table))
     if kinds == {list}:
-        for number, row in enumerate(table):
-            if not SCALARS.issuperset(map(type, row)):
-                raise PayloadError(
-                    "not_tabular", f"row {number} holds a list or an object: {short(row)}; its cells should be single values"
-                )
+        _of_cells(table)
         return Rows(None, table)
     if kinds == {dict}:
         return _from_dicts(table)
@@ -66,10 +63,16 @@ def _from_dicts(table: list[dict[str, Any]]) -> Rows:
         tables = [_from_columns({name: row[name] for name in names}) for row in table]
         return Rows(names, [row for part in tables for row in part.values])
     values = [[row[name] for name in names] for row in table]
-    for number, row in enumerate(values):
-        if not SCALARS.issuperset(map(type, row)):
-            raise PayloadError("not_tabular", f"row {number} holds a list or an object: {short(row)}; its cells should be single values")
+    _of_cells(values)
     return Rows(names, values)
+
+
+def _of_cells(values: list[list[Any]]) -> None:
+    # One pass over the whole table: a call per row would cost as much again as reading the JSON.
+    if SCALARS.issuperset(map(type, chain.from_iterable(values))):
+        return
+    number, row = next((number, row) for number, row in enumerate(values) if not SCALARS.issuperset(map(type, row)))
+    raise PayloadError("not_tabular", f"row {number} holds a list or an object: {short(row)}; its cells should be single values")
 
 
 def _from_columns(columns: dict[str, Any]) -> Rows:

@@ -120,7 +120,6 @@ class Tap:
         self._workers: list[asyncio.Task[None]] = []
         self._unreported = 0
         self._warned = float("-inf")
-        self._overflowing = False
         self.counts: Counter[str] = Counter()
         """sent, and the lost ones by reason: overflow, too_large, unreachable, refused, failed, shutdown."""
 
@@ -188,11 +187,7 @@ class Tap:
         if (len(body) if size is None else size) > MAX_BODY:
             return self._lost("too_large", f"a body of more than {MAX_BODY} bytes")
         if self._queue.full() or self._queued + len(body) > MAX_QUEUED:
-            # A burst ends when half the queue is free again, or a sink at its limit would give a warning per event.
-            self._lost("overflow", "the sink is too slow and the queue is full", warn=not self._overflowing)
-            self._overflowing = True
-            return None
-        self._overflowing = self._overflowing and self._queue.qsize() > self._queue.maxsize // 2
+            return self._lost("overflow", "the sink is too slow and the queue is full")
         exchange = capture.exchange
         self._queue.put_nowait(_Item(type_, exchange.id, at, exchange.version, capture.metadata, capture.content_type, body))
         self._queued += len(body)
@@ -263,11 +258,10 @@ class Tap:
                 found.setdefault(self._metadata_names[name], []).append(value.decode("utf-8", "replace"))
         return _go_json(found)
 
-    def _lost(self, reason: str, detail: str, *, warn: bool = True) -> None:
+    def _lost(self, reason: str, detail: str) -> None:
         self.counts[reason] += 1
         self._unreported += 1
-        if warn:
-            self._report(detail, now=time.monotonic())
+        self._report(detail, now=time.monotonic())
 
     def _report(self, detail: str, *, now: float) -> None:
         if self._unreported and now - self._warned >= _WARNING_SECONDS:

@@ -224,6 +224,17 @@ def test_wait_for_returns_as_soon_as_another_connection_appends(tmp_path):
     assert log.wait_for({3: 0}, 0) is False
 
 
+def test_opening_waits_for_another_process_that_is_just_making_the_file(tmp_path):
+    path = tmp_path / "events.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")  # SQLite does not wait by itself here: going to WAL mode fails at once
+    timer = threading.Timer(0.2, lambda: other.execute("ROLLBACK"))
+    timer.start()
+    assert EmbeddedLog(path).append([event(1)]) == [(2, 0)]
+    timer.join()
+    other.close()
+
+
 APPEND = """
 import sys
 from pathlib import Path
