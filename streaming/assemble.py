@@ -94,7 +94,12 @@ def monitor_spec(settings: ModelSettings) -> MonitorSpec:
         window=CountWindow(settings.window.size, settings.window.slide),
         limits=tuple(_limit(limit) for limit in settings.limits),
         governor=Governor(
-            governor.confirm, governor.of, governor.min_samples, governor.cooldown, governor.max_run, retrain=settings.retraining is not None
+            governor.confirm,
+            governor.of,
+            governor.min_samples,
+            governor.cooldown,
+            governor.max_run,
+            retrain=settings.retraining is not None,
         ),
     )
 

@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="driftloop", description="Watch every prediction, retrain when a window drifts, deploy only what is better.")
+    parser = argparse.ArgumentParser(
+        prog="driftloop", description="Watch every prediction, retrain when a window drifts, deploy only what is better."
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="log what goes on, to stderr")
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -40,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     demo = _command(commands, "demo", _demo, "the whole loop on this machine, from a prediction to a better model", extra="demo")
     demo.add_argument("--folder", type=Path, default=Path("driftloop-demo"), help="working folder (default: %(default)s)")
     demo.add_argument("--no-drift", action="store_true", help="send quiet traffic only: nothing may fire")
-    demo.add_argument("--slack-webhook", metavar="URL", help="post to this Slack webhook ($SLACK_WEBHOOK is read too; default: show it here)")
+    demo.add_argument(
+        "--slack-webhook", metavar="URL", help="post to this Slack webhook ($SLACK_WEBHOOK is read too; default: show it here)"
+    )
     demo.add_argument("--json", action="store_true", help="no live view; one JSON object as the last line")
     demo.add_argument("--seed", type=int, default=7, help="of the traffic (default: %(default)s)")
 
@@ -49,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--model", required=True, metavar="NAMESPACE/NAME")
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 on a cluster (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8080, help="default: %(default)s")
-    serve.add_argument("--tap", metavar="URL", help="post payloads there as KServe's agent would (where there is no agent: never on a cluster)")
+    serve.add_argument(
+        "--tap", metavar="URL", help="post payloads there as KServe's agent would (where there is no agent: never on a cluster)"
+    )
     serve.add_argument("--source", help="the tap's Ce-Source (default: this host's name)")
     serve.add_argument("--predict-log", type=Path, metavar="FILE", help="append each prediction as one JSON line; rotated")
 
@@ -57,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     gateway.add_argument("--log", required=True, metavar="PATH", help="the embedded log (made if it is not there)")
     gateway.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     gateway.add_argument("--port", type=int, default=8090, help="default: %(default)s")
-    gateway.add_argument("--max-body", type=int, default=1_000_000, metavar="BYTES", help="larger events are set aside (default: %(default)s)")
+    gateway.add_argument(
+        "--max-body", type=int, default=1_000_000, metavar="BYTES", help="larger events are set aside (default: %(default)s)"
+    )
 
     watch = _command(commands, "watch", _watch, "follow the log, judge every window, act", extra="watch,pipeline,report")
     watch.add_argument("--config", type=Path, default=Path("driftloop.yaml"), metavar="FILE", help="default: %(default)s")

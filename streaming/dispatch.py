@@ -103,9 +103,7 @@ class Dispatch:
             "incident": decision.incident,
             "reason": description,
         }
-        return retrain_payload(
-            decision.run_id, verdict.model, parameters, description, metric=retraining.metric, margin=retraining.margin
-        )
+        return retrain_payload(decision.run_id, verdict.model, parameters, description, metric=retraining.metric, margin=retraining.margin)
 
     def _version_reference(self, model: str, version: str) -> tuple[Path | None, Any]:
         try:
@@ -119,7 +117,9 @@ class Dispatch:
         age = self._clock() - happened
         if age <= self._settings.max_decision_age:
             return False
-        log.info("%s is %.0f s old, more than max_decision_age (%.0f s): recorded, not acted upon", id_, age, self._settings.max_decision_age)
+        log.info(
+            "%s is %.0f s old, more than max_decision_age (%.0f s): recorded, not acted upon", id_, age, self._settings.max_decision_age
+        )
         return True
 
     def _log_change(self, verdict: Verdict) -> None:

@@ -5,7 +5,6 @@ Nothing that decides reads them. The journal is written anew at each start, sinc
 
 import contextlib
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -32,7 +31,9 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = (folder / "outcomes.jsonl").open("wb")
         except OSError as error:
-            raise ServiceError(f"the state folder {folder} cannot be written: {error.strerror}; give one that this process may write to") from error
+            raise ServiceError(
+                f"the state folder {folder} cannot be written: {error.strerror}; give one that this process may write to"
+            ) from error
 
     def outcome(self, outcome: Mapping[str, Any]) -> None:
         with self._forgiving():
@@ -40,14 +41,14 @@ class Journal:
             self._file.flush()
             if self._file.tell() > _MAX_BYTES:
                 self._file.close()
-                os.replace(self._folder / "outcomes.jsonl", self._folder / "outcomes.1.jsonl")
+                (self._folder / "outcomes.jsonl").replace(self._folder / "outcomes.1.jsonl")
                 self._file = (self._folder / "outcomes.jsonl").open("wb")
 
     def status(self, status: Mapping[str, Any]) -> None:
         with self._forgiving():
             temporary = self._folder / ".status.json"
             temporary.write_bytes(orjson.dumps(status))
-            os.replace(temporary, self._folder / "status.json")
+            temporary.replace(self._folder / "status.json")
 
     @contextlib.contextmanager
     def _forgiving(self) -> Any:

@@ -56,7 +56,9 @@ def as_text(outcome: Outcome) -> str:
     """An outcome as one line for people."""
     if isinstance(outcome, Notice):
         told = outcome.data.get("outcome") or outcome.data.get("reason") or ""
-        return f"{_time(outcome.time)}  {outcome.model}  version {outcome.version or '-'}  {outcome.kind.replace('_', ' ')}  {told}".rstrip()
+        return (
+            f"{_time(outcome.time)}  {outcome.model}  version {outcome.version or '-'}  {outcome.kind.replace('_', ' ')}  {told}".rstrip()
+        )
     verdict = outcome if isinstance(outcome, Verdict) else outcome.verdict
     head = f"{_time(verdict.window.last_time)}  {verdict.model}  version {verdict.version}"
     if isinstance(outcome, Decision):

@@ -178,7 +178,9 @@ def poll_until(condition: Callable[[], object], timeout: float = 10.0) -> bool:
     return True
 
 
-def prediction(model: str, id_: str, rows: Sequence[Sequence[Any]], predictions: Sequence[Any], *, version: str = "") -> tuple[Event, Event]:
+def prediction(
+    model: str, id_: str, rows: Sequence[Sequence[Any]], predictions: Sequence[Any], *, version: str = ""
+) -> tuple[Event, Event]:
     """Request and response of one prediction, as KServe's logger posts them (protocol V1); `version` as pod annotation."""
     namespace, _, name = model.partition("/")
     extensions = {"namespace": namespace, "inferenceservicename": name}

@@ -10,7 +10,9 @@ from streaming.cli import main
 
 
 def driftloop(*arguments, cwd):
-    return subprocess.run([sys.executable, "-m", "streaming.cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "streaming.cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_init_writes_a_file_that_check_accepts_and_never_overwrites_one(tmp_path, capsys):

@@ -109,5 +109,8 @@ def test_drifted_rows_are_real_rows_with_two_lengths_in_inches():
 
 
 def test_a_slack_message_is_shown_with_all_its_lines():
-    message = {"text": "Drift", "blocks": [{"type": "header"}, {"type": "section", "text": {"text": "*What*\none\ntwo"}}, {"type": "context"}]}
+    message = {
+        "text": "Drift",
+        "blocks": [{"type": "header"}, {"type": "section", "text": {"text": "*What*\none\ntwo"}}, {"type": "context"}],
+    }
     assert slack_text(message) == ["Slack: Drift", "    What", "    one", "    two"]

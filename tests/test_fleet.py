@@ -1,5 +1,7 @@
 """The fleet: pairs, versions, verdicts and decisions from records alone, the same wherever a batch is cut."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,7 +30,11 @@ def reference(model, version):
         raise VersionError(f"{model} has no version {version!r}")
     rng = np.random.default_rng(0)
     centre = 0.0 if version == "1" else 10.0
-    sample = {"x": list(rng.normal(centre, 1.0, 400)), "c": list(rng.choice(["a", "b"], 400)), "prediction": list(rng.choice(["0", "1"], 400))}
+    sample = {
+        "x": list(rng.normal(centre, 1.0, 400)),
+        "c": list(rng.choice(["a", "b"], 400)),
+        "prediction": list(rng.choice(["0", "1"], 400)),
+    }
     return prepare(model, version, SCHEMA, sample)
 
 
@@ -88,7 +94,7 @@ def test_where_batches_are_cut_changes_nothing(cuts):
     whole = fleet().feed(stretch)
     cutting = fleet()
     places = [0, *sorted(set(cuts)), len(stretch)]
-    parts = [outcome for start, stop in zip(places, places[1:], strict=False) for outcome in cutting.feed(stretch[start:stop])]
+    parts = [outcome for start, stop in pairwise(places) for outcome in cutting.feed(stretch[start:stop])]
     assert parts == whole
 
 
@@ -96,7 +102,10 @@ def test_where_batches_are_cut_changes_nothing(cuts):
 @given(data=st.data())
 def test_duplicates_and_foreign_events_change_no_verdict(data):
     events = story()
-    noise = [Event("x", "s", "io.other", extensions={"namespace": "default", "inferenceservicename": "iris"}), *traffic(1, 99.0, first=900)[:1]]
+    noise = [
+        Event("x", "s", "io.other", extensions={"namespace": "default", "inferenceservicename": "iris"}),
+        *traffic(1, 99.0, first=900)[:1],
+    ]
     places = data.draw(st.lists(st.integers(1, len(events)), max_size=20))
     noisy = list(events)
     for place in sorted(places, reverse=True):

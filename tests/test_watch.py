@@ -92,7 +92,16 @@ def watch_once(folder, settings=None):
 
 def test_a_replay_says_what_the_live_consumer_said(folder):
     write_version(folder, "2", 8.0)
-    write(folder, [promotion(MODEL, "1"), *traffic(120, 0.0), *traffic(120, 8.0, first=200), promotion(MODEL, "2", "1"), *traffic(90, 8.0, first=400)])
+    write(
+        folder,
+        [
+            promotion(MODEL, "1"),
+            *traffic(120, 0.0),
+            *traffic(120, 8.0, first=200),
+            promotion(MODEL, "2", "1"),
+            *traffic(90, 8.0, first=400),
+        ],
+    )
     live, _ = watch_once(folder)
     settings = load_settings(folder / "driftloop.yaml")
     replayed = [orjson.loads(orjson.dumps(as_object(outcome))) for outcome in open_replay(settings, None)]
@@ -182,7 +191,9 @@ def test_killed_anywhere_it_says_what_an_undisturbed_watcher_says_and_alerts_onc
         (folder / "driftloop.yaml").write_text(SETTINGS + f"alerts:\n  webhook: {{url: '{receiver.url('/hook')}'}}\n")
         write(folder, [promotion(MODEL, "1")])
         events = [*traffic(80, 0.0), *traffic(400, 8.0, first=200)]
-        writer = threading.Thread(target=lambda: [(write(folder, events[at : at + 20]), time.sleep(0.1)) for at in range(0, len(events), 20)])
+        writer = threading.Thread(
+            target=lambda: [(write(folder, events[at : at + 20]), time.sleep(0.1)) for at in range(0, len(events), 20)]
+        )
         watcher = start_watcher(folder)
         writer.start()
         rng = np.random.default_rng(5)

@@ -26,7 +26,9 @@ References = Callable[[str, str], Reference]
 class Fleet:
     """Routes each record to its model. A model no spec is given for is counted and left alone."""
 
-    def __init__(self, specs: Mapping[str, MonitorSpec], references: References, *, live: Callable[[str], str | None], annotation: str) -> None:
+    def __init__(
+        self, specs: Mapping[str, MonitorSpec], references: References, *, live: Callable[[str], str | None], annotation: str
+    ) -> None:
         """`live` names the version to take for granted when neither a promotion nor an annotation has named one."""
         self._models = {model: ModelStream(model, spec, references, live, annotation) for model, spec in specs.items()}
         self.unknown: Counter[str] = Counter()
@@ -132,7 +134,12 @@ class ModelStream:
         if promotion.version == self._version:
             return
         self._governing.promoted()
-        data = {"version": promotion.version, "previous": promotion.previous, "run_id": promotion.run_id, "metrics": dict(promotion.metrics)}
+        data = {
+            "version": promotion.version,
+            "previous": promotion.previous,
+            "run_id": promotion.run_id,
+            "metrics": dict(promotion.metrics),
+        }
         yield Notice("promoted", record.event.id, self._model, promotion.version, record.timestamp, data)
         yield from self._take_over(promotion.version, record)
 

@@ -92,9 +92,15 @@ class Governing:
     def _hold(self, verdict: Verdict, now: float) -> tuple[str, str] | None:
         spec, seen = self._spec, sum(self._recent)
         if seen < spec.confirm:
-            return "unconfirmed", f"over the limit in {seen} of the last {len(self._recent)} windows; {spec.confirm} of {spec.of} confirm it"
+            return (
+                "unconfirmed",
+                f"over the limit in {seen} of the last {len(self._recent)} windows; {spec.confirm} of {spec.of} confirm it",
+            )
         if verdict.predictions < spec.min_samples:
-            return "few", f"{verdict.predictions} predictions of version {verdict.version} so far; at least {spec.min_samples} are asked for"
+            return (
+                "few",
+                f"{verdict.predictions} predictions of version {verdict.version} so far; at least {spec.min_samples} are asked for",
+            )
         if self._incident and not spec.retrain:
             return "alerted", f"incident {self._incident} is open, and retraining is off for this model"
         if self._run:

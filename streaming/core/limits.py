@@ -92,7 +92,9 @@ class EvidentlyJudge:
         if not len(known) or not column.n:
             test = "auto" if limit.test == "auto" else limit.test
             lacking = "window" if column.n else "reference"
-            return Finding(limit.name, column.name, test, float("nan"), limit.threshold or float("nan"), False, f"the {lacking} has no values")
+            return Finding(
+                limit.name, column.name, test, float("nan"), limit.threshold or float("nan"), False, f"the {lacking} has no values"
+            )
         chosen = statistics.choose(column, known) if limit.test == "auto" else limit.test
         threshold = statistics.DEFAULT_THRESHOLDS[chosen] if limit.threshold is None else limit.threshold
         score = statistics.measure(chosen, column, known)
@@ -161,9 +163,7 @@ class DetectorJudge:
         return findings, any(finding.over for finding in findings)
 
 
-def _chosen(
-    limit: str, reference: Reference, wanted: tuple[str, ...] | None, takes: Callable[[Column], bool]
-) -> list[tuple[int, Column]]:
+def _chosen(limit: str, reference: Reference, wanted: tuple[str, ...] | None, takes: Callable[[Column], bool]) -> list[tuple[int, Column]]:
     indexed = list(enumerate(reference.columns))
     if wanted is not None:
         names = [column.name for column in reference.columns]

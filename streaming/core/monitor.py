@@ -46,8 +46,11 @@ class Monitor:
         """Rows seen since the version took over."""
         return self._window.rows
 
-    def feed(self, rows: Sequence[Sequence[Any]], predictions: Sequence[Any], offsets: Sequence[int], times: Sequence[float]) -> Iterator[Verdict]:
-        """Take rows (cells in the schema's order), their predictions, and where on the log each stands; yields verdicts as they fall due."""
+    def feed(
+        self, rows: Sequence[Sequence[Any]], predictions: Sequence[Any], offsets: Sequence[int], times: Sequence[float]
+    ) -> Iterator[Verdict]:
+        """Take rows (cells in the schema's order), their predictions, and where on the log each stands; yields verdicts
+        as they fall due."""
         cells = [*zip(*rows, strict=True), predictions]
         columns = [column.array(values) for column, values in zip(self.reference.columns, cells, strict=True)]
         for part, due in self._window.extend(columns, np.array(offsets, dtype=np.int64), np.array(times, dtype=np.float64)):

@@ -53,7 +53,8 @@ class NumericColumn:
             return np.full(len(window), np.nan)
         low = np.searchsorted(self.values, window, side="left")
         high = np.searchsorted(self.values, window, side="right")
-        return np.where(np.isnan(window), np.nan, (low + high) / (2.0 * self.n))
+        ranks: Floats = np.where(np.isnan(window), np.nan, (low + high) / (2.0 * self.n))
+        return ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,8 @@ class CategoricalColumn:
 
     def known(self, window: Values) -> Values:
         """The values of a window that are not missing."""
-        return window[np.array([value is not None for value in window], dtype=bool)]
+        known: Values = window[np.array([value is not None for value in window], dtype=bool)]
+        return known
 
     def ranks(self, window: Values) -> Floats:
         """Each category's middle in the cumulated shares of the reference, most frequent first; 1 when never seen there."""

@@ -267,7 +267,7 @@ def _accuracy(answered: list[Answer]) -> float | None:
 
 
 def _closed(result: dict[str, Any]) -> bool:
-    return (
+    return bool(
         result["run_state"] == "promoted"
         and result["promoted_version"] is not None
         and result["false_alarms"] == 0
@@ -278,7 +278,7 @@ def _closed(result: dict[str, Any]) -> bool:
 
 
 def _quiet(result: dict[str, Any]) -> bool:
-    return result["false_alarms"] == 0 and result["run_state"] == "none" and result["windows_judged"] > 0
+    return bool(result["false_alarms"] == 0 and result["run_state"] == "none" and result["windows_judged"] > 0)
 
 
 def _told(result: dict[str, Any], folder: Path) -> str:

@@ -63,7 +63,9 @@ class Processes:
         """ServiceError with the end of its output when one has ended by itself."""
         for name, process in self._running.items():
             if process.poll() is not None:
-                raise ServiceError(f"`{name}` ended with code {process.returncode}; the end of {self._folder / f'{name}.log'}:\n{self._tail(name)}")
+                raise ServiceError(
+                    f"`{name}` ended with code {process.returncode}; the end of {self._folder / f'{name}.log'}:\n{self._tail(name)}"
+                )
 
     def wait_for(self, what: str, ready: Callable[[], bool], timeout: float) -> None:
         """Wait until `ready`; ServiceError when a process ends first or it takes too long."""

@@ -26,7 +26,8 @@ def iris() -> tuple[Any, Any]:
     """The data set: 150 rows of four measurements in centimetres, and their species (0, 1, 2)."""
     from sklearn.datasets import load_iris
 
-    return load_iris(return_X_y=True)
+    features, species = load_iris(return_X_y=True)
+    return features, species
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +120,7 @@ class Traffic(threading.Thread):
         while self._due and self._due[0][0] <= until:
             _, id_, species = self._due.popleft()
             body = {"prediction_id": id_, "labels": [species]}
-            label = own_event(
-                LABEL, body, model=self._model, source="driftloop-demo", id_=deterministic_id("label", id_), now=time.time()
-            )
+            label = own_event(LABEL, body, model=self._model, source="driftloop-demo", id_=deterministic_id("label", id_), now=time.time())
             headers, data = to_http(label)
             client.post(self._gateway_url, headers=headers, content=data).raise_for_status()
             self.labels += 1

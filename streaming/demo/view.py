@@ -90,8 +90,20 @@ class Screen:
 
     def _findings(self) -> Table:
         verdict = self._state.get("verdict")
-        table = Table(expand=True, title_justify="left", title=_headline(verdict), title_style="bold red" if verdict and verdict["drift"] else "bold green")
-        for name, justify in (("feature", "left"), ("limit", "left"), ("test", "left"), ("score", "right"), ("threshold", "right"), ("", "left")):
+        table = Table(
+            expand=True,
+            title_justify="left",
+            title=_headline(verdict),
+            title_style="bold red" if verdict and verdict["drift"] else "bold green",
+        )
+        for name, justify in (
+            ("feature", "left"),
+            ("limit", "left"),
+            ("test", "left"),
+            ("score", "right"),
+            ("threshold", "right"),
+            ("", "left"),
+        ):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for finding in verdict["findings"] if verdict else ():
             over = finding["over"]
