@@ -48,8 +48,9 @@ def step(function: Callable[P, T]) -> Callable[P, T]:
                         file.write(f"{function.__name__}: {reason}\n")
                 raise
             finally:
-                # The process ends now; collecting its garbage first takes a second once scikit-learn is loaded.
-                gc.freeze()
+                if folder:
+                    # The process ends now; collecting its garbage first takes a second once scikit-learn is loaded.
+                    gc.freeze()
 
     return noted
 

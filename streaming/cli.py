@@ -122,7 +122,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from inference.predictor import serve
+    from inference.predictor_server import serve
 
     serve(
         options.repository,
@@ -137,7 +137,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _gateway(options: argparse.Namespace) -> int:
-    from inference.gateway import serve_gateway
+    from inference.gateway_server import serve_gateway
 
     def ready(port: int) -> None:
         logging.getLogger("inference.gateway").info("the gateway listens on http://%s:%d", options.host, port)

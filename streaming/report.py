@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from inference.errors import ActionError, DriftloopError
+from inference.payload import category
 from inference.versions import PREDICTION, Kind, Schema
 from streaming.actions.incident import REPORT, incident_folder, read_window, replace_file, update_incident
 from streaming.outbox import Done, Entry, Result
@@ -159,13 +160,7 @@ def _column(values: "pd.Series[Any]", kind: Kind) -> "pd.Series[Any]":
         # Evidently leaves infinities out, and its charts break on a range that is not finite.
         return numbers.mask(numbers.abs() == float("inf")).clip(-_LARGEST, _LARGEST)
     # One type for all categories: Evidently sorts them, and 1 and 1.0 are the same class.
-    return values.map(_category).reset_index(drop=True)
-
-
-def _category(value: Any) -> str | None:
-    if value is None or value != value:
-        return None
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return values.map(category).reset_index(drop=True)
 
 
 def _defused(page: str) -> str:
@@ -184,4 +179,7 @@ def _defused(page: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    # Threads of pyarrow's can abort the interpreter's own way out (seen under load); the page is on disk by now.
+    os._exit(code)

@@ -20,15 +20,17 @@ _MAX_BODY = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the receiver answers: a status with headers and a body, or nothing at all (`hang`) until it is closed."""
+    """What the receiver answers: a status with headers and a body; or nothing: it waits until closed (`hang`) or hangs up (`drop`)."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b"ok"
     hang: bool = False
+    drop: bool = False
 
 
 HANG = Answer(hang=True)
+DROP = Answer(drop=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class Receiver:
                 answer = receiver._record(Received(self.command, self.path, headers, self.rfile.read(length)))
                 if answer.hang:
                     receiver._closing.wait()
+                if answer.hang or answer.drop:
                     self.close_connection = True
                     return
                 self.send_response(answer.status)

@@ -316,9 +316,8 @@ def served(tmp_path_factory):
     repository = Repository(folder / "repository")
     LocalTarget(repository.root).deploy(candidate(folder, "first"), expected=None)
     port = free_port()
-    program = (
-        f"from pathlib import Path; from inference.predictor import serve; serve(Path({str(repository.root)!r}), {MODEL!r}, port={port})"
-    )
+    imports = "from pathlib import Path; from inference.predictor_server import serve"
+    program = f"{imports}; serve(Path({str(repository.root)!r}), {MODEL!r}, port={port})"
     with (folder / "server.txt").open("wb") as output:
         process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=output, stderr=output)
     url = f"http://127.0.0.1:{port}"

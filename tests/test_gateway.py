@@ -22,7 +22,8 @@ import pytest
 
 from inference.errors import LogUnavailable, ServiceError
 from inference.event import LABEL, PROMOTED, REQUEST, RESPONSE, RETRAINING_FINISHED, VERDICT, own_event, to_http
-from inference.gateway import Gateway, listen, make_server
+from inference.gateway import Gateway
+from inference.gateway_server import listen, make_server
 from inference.log.embedded import EmbeddedLog
 
 ROOT = Path(__file__).parents[1]
@@ -488,7 +489,7 @@ def test_what_waits_when_the_time_for_shutdown_is_over_is_still_written(tmp_path
 SERVE = """
 import resource, sys
 from inference.errors import DriftloopError
-from inference.gateway import serve_gateway
+from inference.gateway_server import serve_gateway
 def ready(port):
     print(port, flush=True)
     if len(sys.argv) > 3:
@@ -570,7 +571,7 @@ def test_a_signal_ends_it_after_what_was_accepted_is_written_and_answered(tmp_pa
 
 def test_a_signal_that_comes_with_the_first_readiness_ends_it_too(tmp_path):
     code = (
-        "import os, signal, sys; from inference.gateway import serve_gateway;"
+        "import os, signal, sys; from inference.gateway_server import serve_gateway;"
         "serve_gateway(sys.argv[1], port=0, on_ready=lambda port: os.kill(os.getpid(), signal.SIGTERM)); print('ended')"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -162,7 +162,17 @@ def test_threads_that_tell_at_once_lose_nothing_and_a_reader_always_sees_a_whole
 
 NASTY = "<script>alert(1)</script>&petal"
 NASTY_COLOUR = "red</script><script>alert(2)</script><!--"
-NASTY_SCHEMA = Schema((Feature(NASTY, "numeric"), Feature("colour", "categorical"), Feature("gone", "numeric")), "categorical", "species")
+NASTY_SCHEMA = Schema(
+    (
+        Feature(NASTY, "numeric"),
+        Feature("colour", "categorical"),
+        Feature("gone", "numeric"),
+        Feature("few", "numeric"),
+        Feature("code", "categorical"),
+    ),
+    "categorical",
+    "species",
+)
 
 NO_NETWORK = """
 import socket
@@ -211,6 +221,8 @@ def reference_file(folder: Path) -> Path:
         NASTY: [n / 10 for n in range(60)],
         "colour": ["red", "green", NASTY_COLOUR] * 20,
         "gone": [1.0] * 60,
+        "few": [1.0, 2.0] * 30,
+        "code": [f"c{n}" for n in range(60)],
         "prediction": [0, 1, 2] * 20,
     }
     pyarrow.parquet.write_table(pyarrow.table(columns), folder / "reference.parquet")
@@ -221,6 +233,7 @@ def reference_file(folder: Path) -> Path:
 def test_the_report_is_rendered_offline_names_the_features_and_runs_nothing_that_came_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    loaded_before = "evidently" in sys.modules
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(NO_NETWORK.format(log=str(tmp_path / "connections")))
@@ -230,7 +243,9 @@ def test_the_report_is_rendered_offline_names_the_features_and_runs_nothing_that
         NASTY: (*(n / 5 for n in range(37)), None, 1e308, -1e308),
         "colour": (NASTY_COLOUR, "blue", None, 3) * 10,
         "gone": (None,) * 40,
-        "prediction": (2, 2.0, 1, 1) * 10,
+        "few": (1, 2) * 20,
+        "code": tuple(f"c{n}" for n in range(40)),
+        "prediction": (2.0, 2.0, 1.0, 1.0) * 10,
     }
     folder = open_incident(tmp_path / "state", decision(evidence=window), now=1.0)
     outbox = Outbox(tmp_path / "outbox.db")
@@ -249,12 +264,20 @@ def test_the_report_is_rendered_offline_names_the_features_and_runs_nothing_that
     told = orjson.dumps(data).decode()
     for name in (NASTY, "colour", "prediction", NASTY_COLOUR):
         assert orjson.dumps(name).decode() in told
-    kinds = {row["column_name"]: row["column_type"] for row in tables(data)}
-    assert kinds == {NASTY: "num", "colour": "cat", "prediction": "cat"}
+    rows = {row["column_name"]: row for row in tables(data)}
+    kinds = {name: row["column_type"] for name, row in rows.items()}
+    assert kinds == {NASTY: "num", "colour": "cat", "few": "num", "code": "cat", "prediction": "cat"}
+    # 3 and "3", 2 and 2.0 are one category each; a category of the reference alone is shown with none.
+    colours, predicted = (
+        {name for name, count in zip(shown["x"], shown["y"], strict=True) if count}
+        for shown in (rows["colour"]["current_distribution"], rows["prediction"]["current_distribution"])
+    )
+    assert colours == {"3", "blue", NASTY_COLOUR}
+    assert predicted == {"1", "2"}
     assert not (tmp_path / "connections").exists()
     record = read_incident(tmp_path / "state", "inc-1")
     assert record is not None and record["report"] == "report.html"
-    assert "evidently" not in sys.modules
+    assert ("evidently" in sys.modules) is loaded_before
 
 
 def entry(payload: dict[str, Any]) -> Entry:

@@ -77,7 +77,7 @@ class Serving:
         self._arguments = json.dumps([str(repository.root), model, settings])
 
     def __enter__(self):
-        code = "import sys, json; from inference.predictor import serve; a = json.loads(sys.argv[2]); serve(*a[:2], **a[2])"
+        code = "import sys, json; from inference.predictor_server import serve; a = json.loads(sys.argv[2]); serve(*a[:2], **a[2])"
         # KServe would take this argument for its own and refuse it, were it let see it.
         command = [sys.executable, "-c", code, "--workers=many", self._arguments]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -472,6 +472,15 @@ def test_categories_and_text_answers_work_with_a_model_fitted_on_a_data_frame(re
         ask(predictor, [[1, None]])
 
 
+def test_a_category_is_the_same_as_number_and_as_text_as_it_was_in_training(repository, tmp_path):
+    schema = Schema((Feature("size", "numeric"), Feature("grade", "categorical")), "categorical", "kind")
+    frame = pandas.DataFrame({"size": [1.0] * 4, "grade": pandas.Series(["1", "2"] * 2, dtype=object)})
+    model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression()).fit(frame, ["p", "q"] * 2)
+    deploy(repository, tmp_path, model, schema=schema)
+    predictor = loaded(repository)
+    assert ask(predictor, [[1, "1"], [1, "2"], [1, 1], [1, 2], [1, 2.0]]) == ["p", "q", "p", "q", "q"]
+
+
 def test_a_model_that_takes_missing_values_gets_them_and_a_regressor_answers_with_floats(repository, tmp_path):
     rng = np.random.default_rng(1)
     features = rng.normal(size=(60, 4))
@@ -515,7 +524,7 @@ def test_a_large_request_leaves_the_event_loop_to_others_and_a_swap_meanwhile_ch
 
 
 def test_an_announced_body_over_the_bound_is_refused_unread():
-    from inference.predictor import _Bounded
+    from inference.predictor_server import _Bounded
 
     async def never(*_):
         raise AssertionError("it was read")
@@ -541,7 +550,7 @@ def test_an_error_of_the_model_itself_is_not_blamed_on_the_client(repository, tm
 
 
 def test_a_repository_without_a_live_version_says_how_to_get_one(repository):
-    from inference.predictor import serve
+    from inference.predictor_server import serve
 
     with pytest.raises(VersionError, match=r"default/iris-sklearn has no live version in .*versions there: none.*driftloop pipeline run"):
         serve(repository.root, MODEL, port=free_port())
@@ -558,7 +567,7 @@ def test_a_model_that_is_none_or_does_not_fit_its_schema_is_refused(repository, 
 
 
 def test_a_port_in_use_a_host_that_is_not_ours_and_grpc_on_the_loopback_are_clear_errors(repository, tmp_path):
-    from inference.predictor import serve
+    from inference.predictor_server import serve
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -577,7 +586,7 @@ def test_a_port_in_use_a_host_that_is_not_ours_and_grpc_on_the_loopback_are_clea
 def test_the_filter_lets_the_servers_own_errors_through():
     from kserve.errors import InvalidInput
 
-    from inference.predictor import _NoClientErrors
+    from inference.predictor_server import _NoClientErrors
 
     def record(error):
         return logging.makeLogRecord({"msg": "Exception:", "exc_info": (type(error), error, None)})

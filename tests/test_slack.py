@@ -16,7 +16,7 @@ from inference.errors import ActionError, SettingsError
 from streaming.actions.slack import MAX_HEADER, MAX_TEXT, Message, Slack, drift_message, outcome_message, plain
 from streaming.core.verdict import Decision, Finding, Span, Verdict
 from streaming.outbox import Done, Entry, Later, Outbox
-from streaming.testing import HANG, Answer, Receiver, free_port
+from streaming.testing import DROP, HANG, Answer, Receiver, free_port
 from streaming.worker import Policy, Worker
 
 TOKEN = "T000-B000-secret"
@@ -132,6 +132,18 @@ def test_nothing_from_an_event_can_mention_or_link_or_break_a_line() -> None:
     assert "&lt;!channel&gt; &lt;https://evil|x&gt; • *faked*: ok &amp; `code`" in texts(message)[2]
 
 
+def test_a_link_that_would_break_out_is_shown_as_text() -> None:
+    for place in ("https://a|b <!channel>", "https://a>b", "javascript:alert(1)", "https://" + "a" * 600):
+        shown = texts(drift_message(decision(), {"look": place}))[-1]
+        assert shown.startswith("look `") and "<" not in shown
+
+
+def test_many_limits_are_counted() -> None:
+    made = decision()
+    made["verdict"]["breached"] = [f"limit{n}" for n in range(20)]
+    assert "limit7 and 12 more." in texts(drift_message(made))[1]
+
+
 any_text = st.text(max_size=400) | st.text(alphabet="&<>`*\n|!@ab", max_size=4000)
 outcomes = st.sampled_from(["promoted", "kept", "failed"])
 
@@ -236,6 +248,14 @@ def test_a_slack_that_hangs_is_left_in_time() -> None:
         with pytest.raises(ActionError, match="no answer within 1 s") as caught:
             slack(receiver)(ENTRY)
         assert time.monotonic() - began < 4.0
+    assert caught.value.retry
+
+
+def test_a_connection_that_is_dropped_is_tried_again_by_the_outbox_alone() -> None:
+    with Receiver([DROP]) as receiver:
+        with pytest.raises(ActionError, match="RemoteDisconnected") as caught:
+            slack(receiver)(ENTRY)
+        assert len(receiver.requests) == 1
     assert caught.value.retry
 
 

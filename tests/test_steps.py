@@ -198,8 +198,10 @@ def test_reading_begins_at_the_given_offset(sent, tmp_path):
     assert found.span["since_offset"] == 4 and found.span["offsets"] == [5, 7]
 
 
-def test_another_models_events_are_not_taken(sent, tmp_path):
-    sent.predicted("p", [[1, 2]], model="default/other")
+def test_another_models_events_on_the_same_partition_are_not_taken(sent, tmp_path):
+    names = (f"default/other-{i}" for i in range(1000))
+    other = next(name for name in names if sent.log.partition_of(name) == sent.log.partition_of(MODEL))
+    sent.predicted("p", [[1, 2]], model=other)
     sent.labelled("p", [1])
     with pytest.raises(TooLittleData, match="labels_for_unknown_predictions 1"):
         collected(sent, live(tmp_path))
@@ -214,6 +216,14 @@ def test_a_reused_id_is_left_out_because_its_label_could_be_either_ones(sent, tm
     found = collected(sent, live(tmp_path))
     assert found.frame.values.tolist() == [[3, 4, 0]]
     assert found.span["counts"]["ambiguous"] == 1
+
+
+def test_a_label_without_a_source_is_nobodys_when_two_pods_used_its_id(sent, tmp_path):
+    sent.predicted("same", [[1, 2]], source="pod-1")
+    sent.predicted("same", [[3, 4]], source="pod-2")
+    sent.labelled("same", [1])
+    with pytest.raises(TooLittleData, match="ambiguous 2"):
+        collected(sent, live(tmp_path))
 
 
 def test_a_label_with_a_source_belongs_to_that_pods_prediction(sent, tmp_path):
@@ -237,18 +247,13 @@ def test_labels_take_the_type_in_which_the_live_version_answers(sent, tmp_path):
     assert collected(sent, live(tmp_path, predictions=("0", "1"))).labels == ["1", "0"]
 
 
-def test_rows_that_are_not_numbers_are_dropped_and_missing_ones_stay(sent, tmp_path):
-    sent.predicted("p", [[1, None]])
-    sent.log.append(
-        [
-            sent.half(REQUEST, "big", {"instances": [[1, 2]]}),
-            sent.half(RESPONSE, "big", {"predictions": [0]}),
-        ]
-    )
-    sent.labelled("p", [1])
-    sent.labelled("big", [None])
-    found = collected(sent, live(tmp_path))
-    assert found.labels == [1] and math.isnan(found.frame["b"][0])
+def test_a_label_of_the_wrong_kind_costs_its_row_and_a_missing_number_stays(sent, tmp_path):
+    sent.predicted("p", [[1, None], [3, 4]])
+    sent.labelled("p", [0.5, "n/a"])
+    schema = Schema(SCHEMA.features, "numeric", "price")
+    found = collected(sent, live(tmp_path, schema=schema))
+    assert found.labels == [0.5] and math.isnan(found.frame["b"][0])
+    assert found.span["counts"]["rows_of_wrong_kind"] == 1
 
 
 def test_waiting_ends_as_soon_as_the_labels_are_there(sent, tmp_path):
@@ -304,9 +309,9 @@ def test_the_newest_share_in_time_order_is_held_out():
 
 
 def test_an_unordered_table_is_drawn_with_a_seed_and_stratified():
-    whole = table([0] * 80 + [1] * 20, ordered=False)
+    whole = table([0] * 70 + [1] * 20 + [2] * 10, ordered=False)
     _, held = split(whole, 0.3)
-    assert held.labels.count(1) == 6
+    assert [held.labels.count(kind) for kind in range(3)] == [21, 6, 3]
     assert held.frame["a"].tolist() != sorted(held.frame["a"].tolist())
     assert split(whole, 0.3)[1].frame.equals(held.frame)
 
@@ -411,13 +416,14 @@ def judged(challenger, champion, labels, *, metric="accuracy", margin=0.0, floor
 
 def test_the_margin_itself_is_enough_and_less_is_not(tmp_path):
     truth = [1] * 10
-    champion = live(tmp_path, Fixed([1] * 7 + [0] * 3))
-    exact = judged([1] * 8 + [0] * 2, champion, truth, margin=0.1)
-    assert exact.better, exact.reason  # 0.7 + 0.1 > 0.8 in floating point
-    assert (exact.champion, exact.challenger, exact.champion_version) == (0.7, 0.8, "1")
-    short = judged([1] * 8 + [0] * 2, champion, truth, margin=0.11)
+    champion = live(tmp_path, Fixed([1] * 2 + [0] * 8))
+    exact = judged([1] * 3 + [0] * 7, champion, truth, margin=0.1)
+    assert 0.3 - 0.2 < 0.1  # in floating point
+    assert exact.better, exact.reason
+    assert (exact.champion, exact.challenger, exact.champion_version) == (0.2, 0.3, "1")
+    short = judged([1] * 3 + [0] * 7, champion, truth, margin=0.11)
     assert not short.better
-    assert "0.8000, not the margin of 0.1100 above version 1's 0.7000" in short.reason
+    assert "0.3000, not the margin of 0.1100 above version 1's 0.2000" in short.reason
 
 
 def test_a_worse_challenger_loses_with_the_numbers_in_the_reason(tmp_path):

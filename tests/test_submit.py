@@ -97,6 +97,7 @@ def test_a_step_that_raises_fails_the_run_with_its_own_words_and_the_run_is_not_
     state = ended(runner, "run-1")
     assert state.state == "failed" and state.started is not None
     assert state.error == "collect: no-such-table.csv: there is no such table; give a .csv or .parquet file, or an event log"
+    until(lambda: not is_locked(runner.folder("run-1") / LOCK))  # its process is gone as well, not only its result there
     began = attempt(runner)
     runner.start(failing())
     assert attempt(runner) == began and runner.state("run-1") == state

@@ -28,7 +28,8 @@ _KNOWN_ANSWER = re.compile(r"[a-z_]{1,60}")
 
 
 class Message(NamedTuple):
-    """A Slack message: `text` for notifications and old clients, `blocks` for the rest."""
+    """A Slack message: `text` for notifications and old clients, `blocks` for the rest. Within Slack's bounds by construction:
+    each part of a text is cut on its own, and there are only so many parts, so no link or entity is cut in the middle."""
 
     text: str
     blocks: list[dict[str, Any]]
@@ -73,7 +74,7 @@ def drift_message(decision: Mapping[str, Any], links: Mapping[str, str] | None =
         _section([f"*Since when*\n{_since(decision['drift_began'], verdict)}"]),
         _context([f"incident {_code(decision['incident'])}", *_links(links or {})]),
     ]
-    return Message(_fit([f"Drift in {name}. {started}"]), blocks)
+    return Message(f"Drift in {name}. {started}", blocks)
 
 
 def outcome_message(finished: Mapping[str, Any], links: Mapping[str, str] | None = None) -> Message:
@@ -97,7 +98,7 @@ def outcome_message(finished: Mapping[str, Any], links: Mapping[str, str] | None
         _section([told, *([scores] if scores else []), *([reason] if reason else [])]),
         _context([f"run {_code(finished['run_id'])}", *_links(links or {})]),
     ]
-    return Message(_fit([" ".join(part for part in (told.replace("*", ""), scores, reason) if part)]), blocks)
+    return Message(" ".join(part for part in (told.replace("*", ""), scores, reason) if part), blocks)
 
 
 class Slack:
@@ -204,7 +205,7 @@ def _scores(finished: Mapping[str, Any]) -> str:
     margin = finished.get("margin")
     needed = f"; at least {margin:g} better was asked for" if margin is not None else ""
     rows = finished.get("rows")
-    return f"{metric}: {', '.join(shown)}{f', on {rows} labelled predictions' if rows else ''}{needed}."
+    return f"{metric}: {', '.join(shown)}{f', on {plain(rows, 20)} labelled predictions' if rows else ''}{needed}."
 
 
 def _links(links: Mapping[str, str]) -> list[str]:
@@ -221,24 +222,13 @@ def _code(value: object, limit: int = _NAME) -> str:
     return f"`{plain(str(value).replace('`', chr(39)), limit)}`"
 
 
-def _fit(lines: Iterable[str], limit: int = MAX_TEXT) -> str:
-    """As many whole lines as fit; every line is bounded by its parts, so none is ever cut in the middle of a link or an entity."""
-    text = ""
-    for line in lines:
-        longer = f"{text}\n{line}" if text else line
-        if len(longer) > limit:
-            break
-        text = longer
-    return text
-
-
 def _header(title: str) -> dict[str, Any]:
     return {"type": "header", "text": {"type": "plain_text", "text": plain(title, MAX_HEADER)}}
 
 
 def _section(lines: list[str]) -> dict[str, Any]:
-    return {"type": "section", "text": {"type": "mrkdwn", "text": _fit(lines)}}
+    return {"type": "section", "text": {"type": "mrkdwn", "text": "\n".join(lines)}}
 
 
 def _context(parts: list[str]) -> dict[str, Any]:
-    return {"type": "context", "elements": [{"type": "mrkdwn", "text": _fit([part])} for part in parts]}
+    return {"type": "context", "elements": [{"type": "mrkdwn", "text": part} for part in parts]}
