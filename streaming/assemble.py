@@ -9,9 +9,11 @@ from inference.log import EventLog, open_log
 from inference.versions import Repository
 from pipelines.submit import LocalRunner
 from streaming.actions import retrain
+from streaming.actions.outbox import Handler, Outbox
 from streaming.actions.retrain import Retrain
 from streaming.actions.slack import Slack
 from streaming.actions.webhook import Webhook
+from streaming.actions.worker import Worker
 from streaming.core.fleet import Fleet
 from streaming.core.governor import Governor
 from streaming.core.limits import DetectorLimit, EvidentlyLimit, Limit
@@ -20,14 +22,12 @@ from streaming.core.reference import Reference, prepare
 from streaming.core.window import CountWindow
 from streaming.dispatch import Dispatch
 from streaming.journal import Journal
-from streaming.outbox import Handler, Outbox
 from streaming.reader import following
 from streaming.replay import Replay
 from streaming.report import POLICY as REPORT_POLICY
 from streaming.report import RenderReport
 from streaming.settings import DetectorLimitSettings, EvidentlyLimitSettings, ModelSettings, Settings
 from streaming.watch import Watch
-from streaming.worker import Worker
 
 
 def run_watch(settings: Settings) -> None:

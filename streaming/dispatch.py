@@ -12,12 +12,12 @@ from typing import Any
 from inference.errors import VersionError
 from inference.versions import Repository
 from streaming.actions.incident import incident_folder, open_incident, update_incident
+from streaming.actions.outbox import Item, Outbox
 from streaming.actions.retrain import retrain_payload
 from streaming.actions.slack import drift_message, outcome_message
 from streaming.actions.webhook import webhook_payload
 from streaming.core.verdict import Decision, Notice, Outcome, Verdict, as_object
 from streaming.journal import Journal
-from streaming.outbox import Item, Outbox
 from streaming.report import report_payload
 from streaming.settings import RetrainingSettings, Settings
 

@@ -23,8 +23,8 @@ from inference.errors import ActionError, DriftloopError
 from inference.payload import category
 from inference.versions import PREDICTION, Kind, Schema
 from streaming.actions.incident import REPORT, incident_folder, read_window, replace_file, update_incident
-from streaming.outbox import Done, Entry, Result
-from streaming.worker import Policy
+from streaming.actions.outbox import Done, Entry, Result
+from streaming.actions.worker import Policy
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,10 +22,10 @@ from streaming.actions.incident import (
     read_window,
     update_incident,
 )
+from streaming.actions.outbox import Entry, Outbox
+from streaming.actions.worker import Worker
 from streaming.core.verdict import Decision, Finding, Span, Verdict
-from streaming.outbox import Entry, Outbox
 from streaming.report import POLICY, RenderReport, report_payload
-from streaming.worker import Worker
 
 SPAN = Span(0, 10, 19, 1_800_000_000.0, 1_800_000_009.0)
 SCHEMA = Schema((Feature("petal", "numeric"), Feature("colour", "categorical")), "categorical", "species")
@@ -322,5 +322,5 @@ def test_a_report_of_no_incident_or_out_of_the_folder_is_refused(tmp_path: Path)
 def test_importing_the_report_and_the_actions_loads_neither_evidently_nor_pandas() -> None:
     import subprocess
 
-    code = "import sys, streaming.report, streaming.worker; sys.exit(bool({'evidently', 'pandas', 'plotly'} & set(sys.modules)))"
+    code = "import sys, streaming.report, streaming.actions.worker; sys.exit(bool({'evidently', 'pandas', 'plotly'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], timeout=60).returncode == 0

@@ -16,10 +16,10 @@ import pytest
 from pydantic import SecretStr
 
 from inference.errors import ActionError, ServiceError
+from streaming.actions.outbox import Done, Entry, Item, Later, Outbox
 from streaming.actions.webhook import Webhook
-from streaming.outbox import Done, Entry, Item, Later, Outbox
+from streaming.actions.worker import Policy, Worker
 from streaming.testing import Receiver, poll_until
-from streaming.worker import Policy, Worker
 
 
 class Clock:
@@ -265,8 +265,8 @@ DIES = """
     from pathlib import Path
     from pydantic import SecretStr
     from streaming.actions.webhook import Webhook
-    from streaming.outbox import Outbox
-    from streaming.worker import Worker
+    from streaming.actions.outbox import Outbox
+    from streaming.actions.worker import Worker
 
     post = Webhook(SecretStr(sys.argv[2]))
 

@@ -9,10 +9,10 @@ from inference.errors import ActionError, LogUnavailable
 from inference.event import RETRAINING_FINISHED, Event, deterministic_id
 from pipelines.publish import SOURCE
 from pipelines.submit import RunState
+from streaming.actions.outbox import Outbox
 from streaming.actions.retrain import POLICY, Retrain, retrain_payload
-from streaming.outbox import Outbox
+from streaming.actions.worker import Worker
 from streaming.testing import StandInRunner
-from streaming.worker import Worker
 
 
 class Loop:

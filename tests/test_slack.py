@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from inference.errors import ActionError, SettingsError
+from streaming.actions.outbox import Done, Entry, Later, Outbox
 from streaming.actions.slack import MAX_HEADER, MAX_TEXT, Message, Slack, drift_message, outcome_message, plain
+from streaming.actions.worker import Policy, Worker
 from streaming.core.verdict import Decision, Finding, Span, Verdict
-from streaming.outbox import Done, Entry, Later, Outbox
 from streaming.testing import DROP, HANG, Answer, Receiver, free_port
-from streaming.worker import Policy, Worker
 
 TOKEN = "T000-B000-secret"
 ENTRY = Entry("d1:slack", "slack", Message("Drift", [{"type": "divider"}]).payload(), "pending", 0, 0.0, 1_800_000_010.0, "", "")

@@ -19,11 +19,11 @@ from sklearn.dummy import DummyClassifier
 from inference.errors import ActionError, LogUnavailable, ServiceError
 from inference.log import open_log
 from inference.versions import Feature, Repository, Schema, Version
+from streaming.actions.outbox import Outbox
 from streaming.assemble import build_fleet, open_replay
 from streaming.core.verdict import as_object
 from streaming.dispatch import Dispatch
 from streaming.journal import Journal
-from streaming.outbox import Outbox
 from streaming.reader import everything, following
 from streaming.settings import load_settings
 from streaming.testing import Receiver, prediction, promotion

@@ -10,11 +10,11 @@ from cloudevents.http import from_http
 from pydantic import SecretStr
 
 from inference.errors import ActionError, SettingsError
+from streaming.actions.outbox import Done, Entry, Later, Outbox
 from streaming.actions.webhook import Webhook, webhook_payload
+from streaming.actions.worker import Policy, Worker
 from streaming.core.verdict import Decision, Finding, Span, Verdict
-from streaming.outbox import Done, Entry, Later, Outbox
 from streaming.testing import HANG, Answer, Receiver, free_port
-from streaming.worker import Policy, Worker
 
 SPAN = Span(0, 10, 19, 1_800_000_000.0, 1_800_000_009.0)
 VERDICT = Verdict(

@@ -17,8 +17,8 @@ from inference.errors import ActionError
 from inference.event import Event
 from pipelines.publish import finished
 from pipelines.submit import Runner, RunRequest
-from streaming.outbox import Done, Entry, Later, Result
-from streaming.worker import Policy
+from streaming.actions.outbox import Done, Entry, Later, Result
+from streaming.actions.worker import Policy
 
 log = logging.getLogger(__name__)
 

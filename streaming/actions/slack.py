@@ -12,9 +12,9 @@ from pydantic import SecretStr
 from slack_sdk.webhook import WebhookClient
 
 from inference.errors import ActionError, SettingsError
-from streaming.actions import answered
+from streaming.actions.answers import answered
+from streaming.actions.outbox import Entry, Result
 from streaming.core.statistics import P_VALUES
-from streaming.outbox import Entry, Result
 
 MAX_TEXT = 3000
 """Slack's bound on a section's text; it takes 50 blocks and 150 characters in a header, and cuts no text by itself: it answers 400."""

@@ -11,9 +11,9 @@ from pydantic import SecretStr
 
 from inference.errors import ActionError, SettingsError
 from inference.event import DRIFT_DETECTED, own_event, to_http
-from streaming.actions import answered
+from streaming.actions.answers import answered
+from streaming.actions.outbox import Entry, Result
 from streaming.core.verdict import Decision
-from streaming.outbox import Entry, Result
 
 _sending: ContextVar[bool] = ContextVar("sending", default=False)
 

@@ -217,7 +217,7 @@ class Demo:
     def _slack_messages(self) -> int:
         if self._receiver:
             return len(self._receiver.requests)
-        from streaming.outbox import Outbox
+        from streaming.actions.outbox import Outbox
 
         outbox = Outbox(self._folder / "state" / "outbox.db")
         try:

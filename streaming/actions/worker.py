@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from inference.errors import ActionError
-from streaming.outbox import Done, Entry, Handler, Later, Outbox, Result
+from streaming.actions.outbox import Done, Entry, Handler, Later, Outbox, Result
 
 log = logging.getLogger(__name__)
 
