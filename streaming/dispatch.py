@@ -23,6 +23,9 @@ from streaming.settings import RetrainingSettings, Settings
 
 log = logging.getLogger(__name__)
 
+_REMEMBERED = 1000
+"""Decisions whose run may still end."""
+
 
 class Dispatch:
     """Makes each outcome durable: when a call returns, what is to be done about it is on disk. ActionError: not now.
@@ -52,6 +55,11 @@ class Dispatch:
     def _decided(self, decision: Decision) -> None:
         verdict = decision.verdict
         log.info("%s version %s: %s: %s", verdict.model, verdict.version, decision.action, decision.reason)
+        if decision.run_id:
+            # Kept whatever its age: the run's end may be news although its start is none.
+            self._decisions[decision.run_id] = decision
+            if len(self._decisions) > _REMEMBERED:
+                del self._decisions[next(iter(self._decisions))]
         if decision.action == "hold" or self._too_old(decision.id, verdict.window.last_time):
             return
         reference = self._version_reference(verdict.model, verdict.version)
@@ -61,7 +69,6 @@ class Dispatch:
         message = drift_message(decision.as_dict(), links)
         items = []
         if decision.run_id:
-            self._decisions[decision.run_id] = decision
             items.append(Item(decision.run_id, "retrain", self._run(decision)))
         if self._settings.alerts.slack:
             items.append(Item(f"{decision.id}:slack", "slack", message.payload()))
@@ -82,12 +89,13 @@ class Dispatch:
     def _finished(self, notice: Notice) -> None:
         now, data = self._clock(), dict(notice.data)
         decision = self._decisions.get(data["run_id"])
-        if decision is not None:
-            run = {"run": {"state": data["outcome"], "finished": data}}
-            update_incident(
-                self._settings.state, decision.incident, id_=notice.id, what=data["outcome"], text=data["reason"], now=now, changes=run
-            )
-        if self._settings.alerts.slack and decision is not None:
+        if decision is None:
+            return
+        run = {"run": {"state": data["outcome"], "finished": data}}
+        known = update_incident(
+            self._settings.state, decision.incident, id_=notice.id, what=data["outcome"], text=data["reason"], now=now, changes=run
+        )
+        if known is not None and self._settings.alerts.slack:
             links = {"incident": str(incident_folder(self._settings.state, decision.incident))}
             self._outbox.put(f"{notice.id}:slack", "slack", outcome_message(data, links).payload(), now=now)
 

@@ -59,6 +59,9 @@ def run_demo(folder: Path, *, drift: bool, slack_webhook: str | None, as_json: b
     """0 when the loop closed (or, without drift, stayed quiet), 1 when it did not."""
     started = time.monotonic()
     _prepare(folder)
+    for name in ("NO_PROXY", "no_proxy"):
+        # Everything but Slack stays on this machine; a proxy would be asked for 127.0.0.1 otherwise.
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     with ExitStack() as stack:
         view = stack.enter_context(make_view(plain=as_json))
         demo = Demo(folder.resolve(), view, stack, slack_webhook or os.environ.get("SLACK_WEBHOOK"), seed)
@@ -293,7 +296,7 @@ def _told(result: dict[str, Any], folder: Path) -> str:
         ("new version", f"{result['promoted_version']}, live {result['promotion_seconds']} s after the drift began"),
         ("accuracy on drifted rows", f"{result['accuracy_before']} before, {result['accuracy_after']} after"),
         ("false alarms", str(result["false_alarms"])),
-        ("stable since", str(result["stable_after_promotion"])),
+        ("windows since then", "stable" if result["stable_after_promotion"] else "not stable"),
         ("Slack messages", str(result["slack_messages"])),
         ("Evidently's report", str(result["report_path"])),
         ("replay it", f"driftloop replay --config {folder / 'driftloop.yaml'}"),
