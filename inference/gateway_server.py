@@ -4,7 +4,8 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -13,7 +14,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from inference.errors import ServiceError, SettingsError
 from inference.gateway import Gateway
 from inference.log import open_log
+from inference.log.address import KafkaAddress, is_kafka
 from inference.log.embedded import EmbeddedLog
+from inference.spool import Forwarder
 
 MAX_HEAD = 65_536
 # Longer than the 90 s after which Go's client drops an idle connection: if we were first, a POST already on its way would be lost.
@@ -112,21 +115,50 @@ def serve_gateway(
     host: str = "127.0.0.1",
     port: int = 8090,
     max_body: int = 1_000_000,
+    spool: Path | None = None,
+    spool_bytes: int = 2_000_000_000,
     on_ready: Callable[[int], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was accepted. `on_ready` gets the port once connections are taken."""
-    log = open_log(log_url)
-    try:
+    """Serve until SIGTERM or SIGINT, then finish what was accepted. `on_ready` gets the port once connections are taken.
+
+    A log on the network gets a spool in the folder `spool`: events are acknowledged once they stand there, and carried to
+    the log from there in order. A spool that is full (`spool_bytes`) answers 503 until the log has taken some of it.
+    """
+    with _local_log(log_url, spool, spool_bytes) as log, listen(host, port) as listener:
+        server = make_server(Gateway(log, max_body=max_body))
+        with _ended_by_signals(server):
+            if on_ready is not None:
+                on_ready(listener.getsockname()[1])
+            server.run(sockets=[listener])
+
+
+@contextmanager
+def _local_log(log_url: str, spool: Path | None, spool_bytes: int) -> Iterator[EmbeddedLog]:
+    """The log that the gateway itself writes to: the log at `log_url`, or the spool in front of it with its forwarder running."""
+    if not is_kafka(log_url):
+        log = open_log(log_url)
         if not isinstance(log, EmbeddedLog):
-            raise SettingsError([f"log {log_url!r}: the gateway writes to an embedded log; give a path or embedded:PATH"])
-        with listen(host, port) as listener:
-            server = make_server(Gateway(log, max_body=max_body))
-            with _ended_by_signals(server):
-                if on_ready is not None:
-                    on_ready(listener.getsockname()[1])
-                server.run(sockets=[listener])
-    finally:
-        log.close()
+            raise SettingsError([f"log {log_url!r}: the gateway knows the embedded log and Kafka"])
+        with closing(log):
+            yield log
+        return
+    if spool is None:
+        raise SettingsError([f"log {log_url}: give --spool FOLDER, where events wait on this disk while the log is away"])
+    KafkaAddress.parse(log_url)
+    try:
+        spool.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ServiceError(
+            f"the spool {spool} cannot be written: {error.strerror}; give a folder that this process may write to"
+        ) from error
+    waiting = EmbeddedLog(spool / "spool.db", retention_bytes=spool_bytes, refuse_when_full=True)
+    with closing(waiting):
+        forwarder = Forwarder(waiting, lambda: open_log(log_url))
+        forwarder.start()
+        try:
+            yield waiting
+        finally:
+            forwarder.stop()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from inference.errors import DriftloopError, LogUnavailable, PayloadError, PipelineError, TooLittleData
+from inference.errors import DriftloopError, LogError, LogUnavailable, PayloadError, PipelineError, SettingsError, TooLittleData
 from inference.event import LABEL, REQUEST, RESPONSE
 from inference.log import EventLog, Record, open_log
 from inference.pairing import Pair, Pairing
@@ -103,10 +103,12 @@ def from_log(
     Labels come late: as long as there are fewer than `min_rows`, the log is read on for up to `wait_seconds`; then
     TooLittleData says how many there were. Unreadable events and labels without a prediction are counted, never fatal.
     """
-    file = Path(url.removeprefix("embedded:"))
-    if not file.is_file():
-        raise PipelineError(f"{url}: there is no event log; give the file that the gateway writes, or a .csv or .parquet table")
-    log = open_log(url)
+    try:
+        log = open_log(url, must_exist=True)
+    except (LogError, SettingsError) as error:
+        raise PipelineError(
+            f"{url}: there is no event log to read ({error}); give the gateway's log, or a .csv or .parquet table"
+        ) from error
     try:
         reading = _Reading(log, live, _live_schema(live, target), since_offset)
         deadline = clock() + wait_seconds
@@ -145,21 +147,30 @@ class _Reading:
         self.usable = 0
 
     def advance(self) -> bool:
-        """Read to the log's end; whether there was anything to look at since the last time."""
+        """Read to where the log ends now; whether there was anything to look at since the last time.
+
+        What comes meanwhile is for the next time: on a busy log there would be no end.
+        """
         news, self._begun = not self._begun, True
-        while True:
-            try:
+        try:
+            end = self._log.end_positions().get(self._partition, 0)
+            while self._position < end:
                 records = self._log.read({self._partition: self._position}, _BATCH)
-            except LogUnavailable as error:  # the caller polls again, within its deadline
-                logger.warning("the log cannot be read now: %s", error)
-                return news
-            if not records:
-                return news
-            for record in records:
-                self._position = record.offset + 1
-                if record.event.model == self._live.model:
-                    news = True
-                    self._take(record)
+                if not records:
+                    break
+                news = self._take_all(records) or news
+        except LogUnavailable as error:  # the caller polls again, within its deadline
+            logger.warning("the log cannot be read now: %s", error)
+        return news
+
+    def _take_all(self, records: list[Record]) -> bool:
+        news = False
+        for record in records:
+            self._position = record.offset + 1
+            if record.event.model == self._live.model:
+                news = True
+                self._take(record)
+        return news
 
     def _take(self, record: Record) -> None:
         try:

@@ -35,7 +35,7 @@ def run_watch(settings: Settings) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    event_log = open_log(f"embedded:{settings.log}")
+    event_log = open_log(settings.log)
     journal = Journal(settings.state)
     outbox = Outbox(settings.state / "outbox.db")
     worker = Worker(outbox, handlers(settings, event_log), policies={"retrain": retrain.POLICY, "report": REPORT_POLICY})
@@ -51,7 +51,7 @@ def run_watch(settings: Settings) -> None:
 
 def open_replay(settings: Settings, from_log: str | None) -> Replay:
     """`driftloop replay`: everything on a log, the configured one unless another is named, through the same fleet."""
-    return Replay(open_log(from_log or f"embedded:{settings.log}", must_exist=True), build_fleet(settings))
+    return Replay(open_log(from_log or settings.log, must_exist=True), build_fleet(settings))
 
 
 def handlers(settings: Settings, event_log: EventLog) -> dict[str, Handler]:

@@ -45,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--slack-webhook", metavar="URL", help="post to this Slack webhook ($SLACK_WEBHOOK is read too; default: show it here)"
     )
+    demo.add_argument(
+        "--log", metavar="URL", help="kafka://HOST:PORT[/TOPIC] in place of the embedded log; a new topic unless one is named"
+    )
     demo.add_argument("--json", action="store_true", help="no live view; one JSON object as the last line")
     demo.add_argument("--seed", type=int, default=7, help="of the traffic (default: %(default)s)")
 
@@ -60,7 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--predict-log", type=Path, metavar="FILE", help="append each prediction as one JSON line; rotated")
 
     gateway = _command(commands, "gateway", _gateway, "take in payload events and put them on the log", extra="gateway")
-    gateway.add_argument("--log", required=True, metavar="PATH", help="the embedded log (made if it is not there)")
+    gateway.add_argument(
+        "--log", required=True, metavar="PATH|URL", help="the embedded log, made if it is not there, or kafka://HOST:PORT/TOPIC"
+    )
+    gateway.add_argument("--spool", type=Path, metavar="FOLDER", help="with Kafka: where events wait on this disk until Kafka has them")
     gateway.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     gateway.add_argument("--port", type=int, default=8090, help="default: %(default)s")
     gateway.add_argument(
@@ -72,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
     replay = _command(commands, "replay", _replay, "what the watcher said, or would have said, of a log; performs nothing", extra="watch")
     replay.add_argument("--config", type=Path, default=Path("driftloop.yaml"), metavar="FILE", help="default: %(default)s")
-    replay.add_argument("--from-log", metavar="PATH", help="an embedded log (default: the configured one)")
+    replay.add_argument("--from-log", metavar="PATH|URL", help="an embedded log or kafka://HOST:PORT/TOPIC (default: the configured one)")
     replay.add_argument("--json", action="store_true", help="one JSON object per outcome, and their sum as the last line")
 
     pipeline = commands.add_parser("pipeline", help="the retraining pipeline").add_subparsers(metavar="COMMAND", required=True)
@@ -117,7 +123,12 @@ def _demo(options: argparse.Namespace) -> int:
     from streaming.demo import run_demo
 
     return run_demo(
-        options.folder, drift=not options.no_drift, slack_webhook=options.slack_webhook, as_json=options.json, seed=options.seed
+        options.folder,
+        drift=not options.no_drift,
+        slack_webhook=options.slack_webhook,
+        log=options.log,
+        as_json=options.json,
+        seed=options.seed,
     )
 
 
@@ -142,7 +153,7 @@ def _gateway(options: argparse.Namespace) -> int:
     def ready(port: int) -> None:
         logging.getLogger("inference.gateway").info("the gateway listens on http://%s:%d", options.host, port)
 
-    serve_gateway(options.log, host=options.host, port=options.port, max_body=options.max_body, on_ready=ready)
+    serve_gateway(options.log, host=options.host, port=options.port, max_body=options.max_body, spool=options.spool, on_ready=ready)
     return 0
 
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from inference.errors import SettingsError
+from inference.log.address import KafkaAddress, is_kafka
 from streaming.detectors import DetectorSpec
 from streaming.located_yaml import Located, Steps, read_yaml
 
@@ -39,6 +40,17 @@ def _http_url(value: str) -> str:
     return value
 
 
+def _log_url(value: str) -> str:
+    if is_kafka(value):
+        try:
+            KafkaAddress.parse(value)
+        except SettingsError as error:
+            raise ValueError(str(error)) from error
+    elif "://" in value:
+        raise ValueError("must be a path, embedded:PATH or kafka://HOST:PORT/TOPIC")
+    return value
+
+
 def _secret_url(value: SecretStr) -> SecretStr:
     _http_url(value.get_secret_value())
     return value
@@ -46,6 +58,7 @@ def _secret_url(value: SecretStr) -> SecretStr:
 
 Seconds = Annotated[float, BeforeValidator(seconds), Field(ge=0)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+LogUrl = Annotated[str, AfterValidator(_log_url)]
 SecretUrl = Annotated[SecretStr, AfterValidator(_secret_url)]
 
 
@@ -175,7 +188,7 @@ def _model_name(name: str) -> str:
 class Settings(_Frozen):
     """The whole file. Relative paths are taken from the folder that the file stands in."""
 
-    log: Path = Path(".driftloop/log.db")
+    log: LogUrl = ".driftloop/log.db"
     repository: Path = Path(".driftloop/models")
     state: Path = Path(".driftloop/state")
     version_annotation: str = "driftloop.io/model-version"
@@ -185,7 +198,10 @@ class Settings(_Frozen):
 
     def placed(self, folder: Path) -> "Settings":
         """The same with its paths made absolute, relative ones from `folder`."""
-        return self.model_copy(update={name: (folder / getattr(self, name)).resolve() for name in ("log", "repository", "state")})
+        paths: dict[str, Any] = {name: (folder / getattr(self, name)).resolve() for name in ("repository", "state")}
+        if not is_kafka(self.log):
+            paths["log"] = f"embedded:{(folder / self.log.removeprefix('embedded:')).resolve()}"
+        return self.model_copy(update=paths)
 
 
 def load_settings(path: Path, environ: Mapping[str, str] | None = None, *, alerts: bool = True) -> Settings:

@@ -38,6 +38,16 @@ def judged(limit, *stretches, size=200):
     return *judge.judge(window), window
 
 
+def test_ranks_are_the_middle_of_each_values_share_of_the_reference():
+    small = prepare("default/m", "1", SCHEMA, {"x": [1, 2, 2, 4], "y": [0.0] * 4, "c": ["b", "a", "b", "c"], "prediction": ["1"] * 4})
+    number, _, name, _ = small.columns
+    assert number.ranks(number.array([0.0, 1.0, 2.0, 3.0, 9.0, None, float("inf")])).tolist()[:5] == [0.0, 0.125, 0.5, 0.75, 1.0]
+    assert np.isnan(number.ranks(number.array([None]))[0])
+    # Most frequent first, ties by name: b has half, then a and c a quarter each.
+    assert name.ranks(name.array(["b", "a", "c", "never seen"])).tolist() == [0.25, 0.625, 0.875, 1.0]
+    assert np.isnan(name.ranks(name.array([None]))[0])
+
+
 def test_any_column_over_breaches_and_the_findings_say_which():
     findings, breached, _ = judged(EvidentlyLimit("l", "ks", 1e-4), sample(2, 200, shift=1.0))
     assert breached

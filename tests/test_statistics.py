@@ -129,6 +129,38 @@ def test_the_choice_of_test_is_evidentlys(evidently, kind, reference, window):
     compare(evidently, chosen, kind, reference, window)
 
 
+@pytest.mark.parametrize("test", ["psi", "jensenshannon"])
+@pytest.mark.parametrize("distinct", [20, 21])
+def test_bins_replace_values_from_the_same_number_of_distinct_values_on(evidently, test, distinct):
+    compare(evidently, test, "numeric", [float(n) for n in range(distinct)] * 3, [0.5, 3.0, 7.0, 7.0, 19.0])
+
+
+def test_a_very_rare_cell_makes_empty_cells_rarer_still(evidently):
+    compare(evidently, "psi", "categorical", ["a"] * 11_999 + ["b"], ["a", "b", "c"])
+    compare(evidently, "psi", "categorical", ["a"] * 9_999 + ["b"], ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("test", "at_the_limit"),
+    [("ks", True), ("chisquare", False), ("z", False), ("wasserstein", True), ("psi", True), ("jensenshannon", True)],
+)
+def test_a_score_on_the_limit_drifts_where_evidently_says_so(evidently, test, at_the_limit):
+    functions, column_type = evidently
+    kind = "categorical" if test in ("chisquare", "z") else "numeric"
+    reference, window = (
+        (["a", "b", "b"] * 9, ["a", "a", "b"]) if kind == "categorical" else ([float(n) for n in range(30)], [1.0, 2.0, 40.0])
+    )
+    prepared = column(kind, reference)
+    score = statistics.measure(test, prepared, prepared.known(prepared.array(window)))
+    feature_type = column_type.Categorical if kind == "categorical" else column_type.Numerical
+    theirs = functions[test](series(kind, reference), series(kind, window), feature_type, score)
+    # On the limit the last bit of theirs decides; where both are the same number, so is the answer.
+    if theirs.drift_score == score:
+        assert bool(theirs.drifted) is at_the_limit
+    assert statistics.over(test, score, score) is at_the_limit
+    assert statistics.over(test, float("nan"), 0.5) is False
+
+
 def test_a_repeated_statistic_costs_a_look_up_and_gives_the_same_p():
     statistics._ks_p.cache_clear()
     prepared = column("numeric", np.arange(100.0))

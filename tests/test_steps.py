@@ -14,9 +14,10 @@ import pytest
 
 from inference.errors import PipelineError, TooLittleData
 from inference.event import LABEL, REQUEST, RESPONSE, Event, own_event
-from inference.log import open_log
+from inference.log import Record, open_log
 from inference.payload import decode_finished, decode_promotion
 from inference.versions import PREDICTION, Feature, Repository, Schema, Version
+from pipelines import collect as collect_module
 from pipelines import steps
 from pipelines.collect import from_log, from_table, infer_schema
 from pipelines.evaluate import evaluate
@@ -567,3 +568,31 @@ def test_a_repeated_run_tells_the_same_event_by_id():
     again = finished(MODEL, "run-1", "kept", {"reason": "other"}, now=5.0)
     assert (again.id, again.source, again.type) == (EVENT.id, EVENT.source, EVENT.type)
     assert finished(MODEL, "run-2", "kept", {}, now=5.0).id != EVENT.id
+
+
+def test_a_log_that_never_falls_silent_is_read_to_where_it_ended_as_the_reading_began(tmp_path):
+    """Traffic that comes as fast as it is read must not keep the reading going for ever."""
+
+    class Busy:
+        def __init__(self):
+            self.reads = 0
+
+        def partition_of(self, model):
+            return 0
+
+        def start_positions(self):
+            return {0: 0}
+
+        def end_positions(self):
+            return {0: 100}
+
+        def read(self, positions, limit):
+            self.reads += 1
+            assert self.reads < 50, "read on and on"
+            return [Record(0, positions[0] + n, 0.0, Event("x", "s", "io.other")) for n in range(10)]
+
+    busy = Busy()
+    live = Version("default/iris", "1", tmp_path, Schema((Feature("x", "numeric"),), "numeric", "y"))
+    reading = collect_module._Reading(busy, live, live.schema, -1)
+    reading.advance()
+    assert busy.reads == 10

@@ -77,7 +77,7 @@ def write(folder, events):
 def watch_once(folder, settings=None):
     """Everything on the log through the live consumer's own parts; the outcomes as JSON objects."""
     settings = settings or load_settings(folder / "driftloop.yaml")
-    log, outbox, journal = open_log(str(settings.log)), Outbox(settings.state / "outbox.db"), Journal(settings.state)
+    log, outbox, journal = open_log(settings.log), Outbox(settings.state / "outbox.db"), Journal(settings.state)
     said = []
     dispatch = Dispatch(settings, outbox, journal)
 
@@ -142,7 +142,7 @@ def test_an_outcome_that_cannot_be_made_durable_is_offered_again_and_nothing_ove
         if len(offered) < 3:
             raise ActionError("the disk is full")
 
-    Watch(build_fleet(settings), perform, lambda status: None, threading.Event()).run(everything(open_log(str(settings.log))))
+    Watch(build_fleet(settings), perform, lambda status: None, threading.Event()).run(everything(open_log(settings.log)))
     assert offered[0] == offered[1] == offered[2]
     assert len(set(offered)) == len(offered) - 2 == 4
 

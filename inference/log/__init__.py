@@ -7,6 +7,7 @@ from typing import Protocol
 
 from inference.errors import LogUnavailable, SettingsError
 from inference.event import Event
+from inference.log.address import KafkaAddress, is_kafka
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,17 @@ class EventLog(Protocol):
 
 
 def open_log(url: str, *, must_exist: bool = False) -> EventLog:
-    """Open the log at `url`: a path, or `embedded:PATH`, is the embedded log, made if it is not there (unless it `must_exist`)."""
+    """Open the log at `url`. A path, or `embedded:PATH`, is the embedded log, made if it is not there (unless it `must_exist`);
+    `kafka://HOST:PORT[,HOST:PORT...][/TOPIC]` is a topic that is there already.
+    """
+    if is_kafka(url):
+        address = KafkaAddress.parse(url)
+        from inference.log.kafka import KafkaLog
+
+        return KafkaLog(address)
     scheme, separator, rest = url.partition(":")
     if separator and scheme != "embedded" and rest.startswith("//"):
-        raise SettingsError([f"log {url!r}: unknown scheme {scheme!r}; known: a path or embedded:PATH"])
+        raise SettingsError([f"log {url!r}: unknown scheme {scheme!r}; known: a path, embedded:PATH, kafka://HOST:PORT/TOPIC"])
     from inference.log.embedded import EmbeddedLog
 
     path = Path(rest if scheme == "embedded" and separator else url)

@@ -65,6 +65,7 @@ class EmbeddedLog:
         partitions: int = 4,
         retention_seconds: float = 7 * 86_400.0,
         retention_bytes: int = 2_000_000_000,
+        refuse_when_full: bool = False,
         max_dead_letters: int = 1_000,
         busy_timeout: float = 5.0,
         clock: Callable[[], float] = time.time,
@@ -76,6 +77,7 @@ class EmbeddedLog:
         self.path = path
         self._retention_seconds = retention_seconds
         self._retention_bytes = retention_bytes
+        self._refuse_when_full = refuse_when_full
         self._max_dead_letters = max_dead_letters
         self._busy_timeout = busy_timeout
         self._clock = clock
@@ -104,7 +106,12 @@ class EmbeddedLog:
                 states[partition] = _Partition(state.start, state.next + 1, state.bytes + size, stamp)
             connection.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)", records)
             self._since_retention += len(rows)
-            self._retain(connection, states, now)
+            if not self._refuse_when_full:
+                self._retain(connection, states, now)
+            elif (total := sum(state.bytes for state in states.values())) > self._retention_bytes:
+                raise LogUnavailable(
+                    f"event log {self.path} is full: {total} bytes where {self._retention_bytes} may be; it must be drained first"
+                )
             _save(connection, {number: state for number, state in states.items() if state != before[number]})
         return places
 
@@ -177,6 +184,22 @@ class EmbeddedLog:
         """How many were ever set aside, by reason."""
         with self._transaction("BEGIN") as connection:
             return dead_letters.counts(connection)
+
+    def drop_before(self, positions: Mapping[int, int]) -> None:
+        """Drop every event before these positions: somebody else has them now. Offsets go on as if nothing had happened."""
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            before = _states(connection)
+            self._check(positions, before)
+            states = dict(before)
+            for partition, offset in positions.items():
+                state = states[partition]
+                places = (partition << SHIFT, partition << SHIFT | offset)
+                (freed,) = connection.execute(
+                    "SELECT coalesce(sum(size), 0) FROM records WHERE place >= ? AND place < ?", places
+                ).fetchone()
+                connection.execute("DELETE FROM records WHERE place >= ? AND place < ?", places)
+                states[partition] = state._replace(start=max(state.start, offset), bytes=state.bytes - freed)
+            _save(connection, {number: state for number, state in states.items() if state != before[number]})
 
     def close(self) -> None:
         with self._lock:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.errors import PipelineError, ServiceError
+from streaming.demo.log import made_log
 from streaming.demo.observed import Observed
 from streaming.demo.processes import Processes, answers, free_ports
 from streaming.demo.traffic import FEATURES, TARGET, Answer, Traffic, iris
@@ -32,7 +33,7 @@ _MARK = ".driftloop-demo"
 
 _SETTINGS = """\
 # Written by `driftloop demo`: a small window and a short memory, so that the loop closes within a minute.
-log: log.db
+log: {log}
 repository: models
 state: state
 models:
@@ -55,7 +56,7 @@ alerts:
 """
 
 
-def run_demo(folder: Path, *, drift: bool, slack_webhook: str | None, as_json: bool, seed: int) -> int:
+def run_demo(folder: Path, *, drift: bool, slack_webhook: str | None, log: str | None, as_json: bool, seed: int) -> int:
     """0 when the loop closed (or, without drift, stayed quiet), 1 when it did not."""
     started = time.monotonic()
     _prepare(folder)
@@ -64,7 +65,7 @@ def run_demo(folder: Path, *, drift: bool, slack_webhook: str | None, as_json: b
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     with ExitStack() as stack:
         view = stack.enter_context(make_view(plain=as_json))
-        demo = Demo(folder.resolve(), view, stack, slack_webhook or os.environ.get("SLACK_WEBHOOK"), seed)
+        demo = Demo(folder.resolve(), view, stack, slack_webhook or os.environ.get("SLACK_WEBHOOK"), seed, made_log(log, folder.resolve()))
         result = demo.run(drift=drift)
     result["wall_seconds"] = round(time.monotonic() - started, 1)
     if as_json:
@@ -88,8 +89,9 @@ def _prepare(folder: Path) -> None:
 class Demo:
     """One run of the story; everything it starts is ended by `stack`."""
 
-    def __init__(self, folder: Path, view: View, stack: ExitStack, slack_webhook: str | None, seed: int) -> None:
+    def __init__(self, folder: Path, view: View, stack: ExitStack, slack_webhook: str | None, seed: int, log: str) -> None:
         self._folder = folder
+        self._log = log
         self._view = view
         self._stack = stack
         self._observed = Observed(folder / "state")
@@ -119,8 +121,8 @@ class Demo:
     def _start(self) -> None:
         gateway_port, server_port = (url.rpartition(":")[2] for url in (self._gateway, self._server))
         config = self._folder / "driftloop.yaml"
-        config.write_text(_SETTINGS.format(model=MODEL, server=self._server, gateway=self._gateway), encoding="utf-8")
-        self._processes.start("gateway", ["gateway", "--log", str(self._folder / "log.db"), "--port", gateway_port])
+        config.write_text(_SETTINGS.format(log=self._log, model=MODEL, server=self._server, gateway=self._gateway), encoding="utf-8")
+        self._processes.start("gateway", ["gateway", "--log", self._log, "--spool", str(self._folder / "spool"), "--port", gateway_port])
         self._processes.wait_for("the gateway's first answer", lambda: answers(f"{self._gateway}/healthz"), 30)
         self._first_version()
         serving = ["serve", "--repository", str(self._folder / "models"), "--model", MODEL, "--port", server_port]

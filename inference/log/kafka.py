@@ -1,0 +1,181 @@
+"""Apache Kafka as the event log, by kafka-python: CloudEvents' Kafka binding, one topic, all events of a model on one partition."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from kafka.partitioner.default import murmur2
+
+from inference.errors import EventError, LogUnavailable
+from inference.event import Event, from_kafka, to_kafka
+from inference.log import Record
+from inference.log.address import KafkaAddress
+
+logger = logging.getLogger(__name__)
+
+UNREADABLE = "io.driftloop.unreadable"
+"""The type given to a record of the topic that is no CloudEvent: it keeps its place, its body, and belongs to no model."""
+
+_CONNECT_SECONDS = 8.0
+_APPEND_SECONDS = 20.0
+_FETCH_MS = 200
+# Event Hubs' Standard tier takes 1 MB an event and closes the connection on a request over 1,046,528 bytes; it cuts idle
+# connections after 240 s, and one error of its own poisons an idempotent producer for good.
+_SAFE = {"connections_max_idle_ms": 180_000, "metadata_max_age_ms": 180_000, "allow_auto_create_topics": False}
+_MAX_REQUEST = 1_040_000
+
+
+class KafkaLog:
+    """An `EventLog` on a topic that is there already; every partition is read by this process.
+
+    `append` waits for the broker's acknowledgement by all in-sync replicas. What it could not deliver in time may still have
+    been delivered in part: who repeats it doubles events, and readers drop doubles. Appending and reading may go on in two
+    threads. A failed append closes the producer, so that no memory is held for what will be appended anew.
+    """
+
+    def __init__(
+        self, address: KafkaAddress, *, api_version: tuple[int, ...] | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.address = address
+        self._clock = clock
+        self._common = {"bootstrap_servers": list(address.servers), "bootstrap_timeout_ms": int(_CONNECT_SECONDS * 1000), **_SAFE}
+        if api_version is not None:
+            self._common["api_version"] = api_version
+        self._producer: Any = None
+        self._at: dict[TopicPartition, int] = {}
+        with self._translated():
+            self._consumer = KafkaConsumer(
+                **self._common, group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", check_crcs=True
+            )
+        try:
+            self._partitions = self._find_partitions()
+        except BaseException:
+            self._consumer.close()
+            raise
+
+    def append(self, events: Sequence[Event]) -> list[tuple[int, int]]:
+        """As `EventLog.append`, but a part may be on the log when it fails; EventError: an event is too large for the broker."""
+        if not events:
+            return []
+        now = int(self._clock() * 1000)
+        try:
+            with self._translated():
+                producer = self._producing()
+                sent = []
+                for event in events:
+                    key, headers, value = to_kafka(event)
+                    place = self.partition_of(event.model)
+                    sent.append(producer.send(self.address.topic, value, key, headers, place, now))
+                producer.flush(timeout=_APPEND_SECONDS)
+                told = [future.get(timeout=0.0) for future in sent]
+        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+            self._drop_producer()
+            raise EventError("too_large", f"{self.address}: an event is larger than the broker takes: {error}") from error
+        except LogUnavailable:
+            self._drop_producer()
+            raise
+        return [(one.partition, one.offset) for one in told]
+
+    def read(self, positions: Mapping[int, int], limit: int = 1000) -> list[Record]:
+        """As `EventLog.read`; an empty list means that nothing stands at or after the positions."""
+        wanted = {TopicPartition(self.address.topic, partition): offset for partition, offset in positions.items()}
+        with self._translated():
+            if wanted.keys() != self._consumer.assignment():
+                # A poll gives what is assigned, and nobody asked for the other partitions.
+                self._consumer.assign(list(wanted))
+                self._at = {}
+            for place, offset in wanted.items():
+                if self._at.get(place) != offset:
+                    self._consumer.seek(place, offset)
+            # Only what stands there when it is asked for is waited for; the fetch itself takes a moment.
+            ends: Mapping[TopicPartition, int] | None = None
+            while not (polled := self._consumer.poll(timeout_ms=0 if ends is None else _FETCH_MS, max_records=limit)):
+                if ends is None:
+                    ends = self._consumer.end_offsets(list(wanted))
+                if all(self._consumer.position(place) >= ends[place] for place in wanted):
+                    break
+            records = [self._record(message) for messages in polled.values() for message in messages]
+            self._at = {**wanted, **{place: messages[-1].offset + 1 for place, messages in polled.items()}}
+        return records
+
+    def wait_for(self, positions: Mapping[int, int], timeout: float) -> bool:
+        """As `EventLog.wait_for`: `read` itself waits a little, so this only asks."""
+        deadline = time.monotonic() + timeout
+        while True:
+            ends = self.end_positions()
+            if any(ends.get(partition, 0) > offset for partition, offset in positions.items()):
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(min(0.02, timeout))
+
+    def start_positions(self) -> dict[int, int]:
+        return self._offsets(self._consumer.beginning_offsets)
+
+    def end_positions(self) -> dict[int, int]:
+        return self._offsets(self._consumer.end_offsets)
+
+    def partition_of(self, model: str) -> int:
+        """As Kafka's own clients place a key, so that other producers' events of a model stand beside ours."""
+        number: int = murmur2(model.encode()) & 0x7FFFFFFF
+        return self._partitions[number % len(self._partitions)]
+
+    def close(self) -> None:
+        self._drop_producer()
+        self._consumer.close()
+
+    def _find_partitions(self) -> list[int]:
+        with self._translated():
+            found = self._consumer.partitions_for_topic(self.address.topic)
+        if not found:
+            raise LogUnavailable(f"{self.address}: there is no topic {self.address.topic!r}; make it first, or name another")
+        return sorted(found)
+
+    def _offsets(self, ask: Callable[[list[TopicPartition]], Mapping[TopicPartition, int]]) -> dict[int, int]:
+        with self._translated():
+            found = ask([TopicPartition(self.address.topic, number) for number in self._partitions])
+        return {place.partition: offset for place, offset in found.items()}
+
+    def _producing(self) -> Any:
+        if self._producer is None:
+            self._producer = KafkaProducer(
+                **self._common,
+                acks="all",
+                enable_idempotence=False,
+                # One request at a time: a retry must not be overtaken, or a model's events would change their order.
+                max_in_flight_requests_per_connection=1,
+                max_request_size=_MAX_REQUEST,
+                linger_ms=2,
+                max_block_ms=int(_CONNECT_SECONDS * 1000),
+                request_timeout_ms=int(_APPEND_SECONDS * 500),
+                delivery_timeout_ms=int(_APPEND_SECONDS * 1000),
+            )
+        return self._producer
+
+    def _drop_producer(self) -> None:
+        if self._producer is not None:
+            self._producer.close(timeout=0)
+            self._producer = None
+
+    def _record(self, message: Any) -> Record:
+        try:
+            event = from_kafka(message.headers or [], message.value)
+        except EventError as error:
+            id_ = f"{message.topic}/{message.partition}/{message.offset}"
+            event = Event(id_, "driftloop", UNREADABLE, extensions={"reason": error.reason}, data=message.value or b"")
+        return Record(message.partition, message.offset, message.timestamp / 1000.0, event)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (MessageSizeTooLargeError, RecordListTooLargeError):
+            raise
+        except (KafkaError, OSError) as error:
+            # kafka-python tells a wrong password, a wrong port and a broker that is down in the same way: by silence.
+            advice = "is the broker up, is this its address, and may this machine and user reach it?"
+            raise LogUnavailable(f"{self.address}: {type(error).__name__}: {error}; {advice}") from error
