@@ -1,6 +1,7 @@
 """The seam `EventLog`: where events stand in order, by partition and offset."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -76,3 +77,16 @@ def open_log(url: str, *, must_exist: bool = False) -> EventLog:
     if must_exist and not path.exists():
         raise LogUnavailable(f"there is no event log at {path}; `driftloop gateway --log {path}` makes one")
     return EmbeddedLog(path)
+
+
+def grown_beyond(ends: Callable[[], Mapping[int, int]], positions: Mapping[int, int], timeout: float, *, pause: float) -> bool:
+    """Ask `ends` each `pause` seconds until something stands at or after one of `positions`; False when `timeout` seconds brought none."""
+    deadline = time.monotonic() + timeout
+    while True:
+        reached = ends()
+        if any(reached.get(partition, 0) > offset for partition, offset in positions.items()):
+            return True
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        time.sleep(min(pause, left))

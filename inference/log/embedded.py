@@ -24,7 +24,7 @@ import orjson
 
 from inference.errors import EventError, LogCorrupt, LogError, LogUnavailable, SettingsError
 from inference.event import Event, from_kafka, to_kafka
-from inference.log import Record, dead_letters
+from inference.log import Record, dead_letters, grown_beyond
 from inference.log.dead_letters import DeadLetter
 
 FORMAT = 1
@@ -141,15 +141,7 @@ class EmbeddedLog:
 
     def wait_for(self, positions: Mapping[int, int], timeout: float) -> bool:
         """Wait until an event stands at or after one of `positions`; False when `timeout` seconds brought none."""
-        deadline = time.monotonic() + timeout
-        while True:
-            ends = self.end_positions()
-            if any(ends.get(partition, 0) > offset for partition, offset in positions.items()):
-                return True
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return False
-            time.sleep(min(POLL_SECONDS, left))
+        return grown_beyond(self.end_positions, positions, timeout, pause=POLL_SECONDS)
 
     def start_positions(self) -> dict[int, int]:
         with self._transaction("BEGIN") as connection:

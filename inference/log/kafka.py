@@ -12,7 +12,7 @@ from kafka.partitioner.default import murmur2
 
 from inference.errors import EventError, LogUnavailable
 from inference.event import Event, from_kafka, to_kafka
-from inference.log import Record
+from inference.log import Record, grown_beyond
 from inference.log.address import KafkaAddress
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ UNREADABLE = "io.driftloop.unreadable"
 _CONNECT_SECONDS = 8.0
 _APPEND_SECONDS = 20.0
 _FETCH_MS = 200
+_POLL_SECONDS = 0.05
 # Event Hubs' Standard tier takes 1 MB an event and closes the connection on a request over 1,046,528 bytes; it cuts idle
 # connections after 240 s, and one error of its own poisons an idempotent producer for good.
 _SAFE = {"connections_max_idle_ms": 180_000, "metadata_max_age_ms": 180_000, "allow_auto_create_topics": False}
@@ -103,15 +104,8 @@ class KafkaLog:
         return records
 
     def wait_for(self, positions: Mapping[int, int], timeout: float) -> bool:
-        """As `EventLog.wait_for`: `read` itself waits a little, so this only asks."""
-        deadline = time.monotonic() + timeout
-        while True:
-            ends = self.end_positions()
-            if any(ends.get(partition, 0) > offset for partition, offset in positions.items()):
-                return True
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(min(0.02, timeout))
+        """As `EventLog.wait_for`; it asks the broker where the log ends."""
+        return grown_beyond(self.end_positions, positions, timeout, pause=_POLL_SECONDS)
 
     def start_positions(self) -> dict[int, int]:
         return self._offsets(self._consumer.beginning_offsets)

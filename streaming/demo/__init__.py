@@ -18,7 +18,8 @@ from inference.errors import PipelineError, ServiceError
 from streaming.demo.log import made_log
 from streaming.demo.observed import Observed
 from streaming.demo.processes import Processes, answers, free_ports
-from streaming.demo.traffic import FEATURES, TARGET, Answer, Traffic, iris
+from streaming.demo.result import accuracy, closed, quiet, since, told
+from streaming.demo.traffic import FEATURES, TARGET, Traffic, iris
 from streaming.demo.view import View, make_view, slack_text
 from streaming.testing import Receiver
 
@@ -71,8 +72,8 @@ def run_demo(folder: Path, *, drift: bool, slack_webhook: str | None, log: str |
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")
     else:
-        sys.stdout.write(_told(result, folder))
-    return 0 if (_closed(result) if drift else _quiet(result)) else 1
+        sys.stdout.write(told(result, folder))
+    return 0 if (closed(result) if drift else quiet(result)) else 1
 
 
 def _prepare(folder: Path) -> None:
@@ -107,10 +108,10 @@ class Demo:
 
     def run(self, *, drift: bool) -> dict[str, Any]:
         self._start()
-        quiet = QUIET if drift else QUIET_WITHOUT_DRIFT
+        enough = QUIET if drift else QUIET_WITHOUT_DRIFT
         self._phase = "quiet traffic"
         self._view.tell(f"clients send real iris rows, {RATE:.0f} a second; their labels follow {LABEL_LAG:g} s later")
-        self._wait(f"{quiet} quiet predictions", lambda: len(self._traffic.answers) >= quiet, 120)
+        self._wait(f"{enough} quiet predictions", lambda: len(self._traffic.answers) >= enough, 120)
         if drift and not self._observed.acted:
             self._drift()
         self._traffic.stop()
@@ -249,59 +250,15 @@ class Demo:
             "drift_began_at_event": began,
             "drift_detected_at_event": decision["verdict"]["predictions"] if decision else None,
             "false_alarms": len([one for one in acted if one is not decision]),
-            "detection_seconds": _since(first, decision["verdict"]["window"]["last_time"] if decision else None),
-            "promotion_seconds": _since(first, took_over["time"] if took_over else None),
+            "detection_seconds": since(first, decision["verdict"]["window"]["last_time"] if decision else None),
+            "promotion_seconds": since(first, took_over["time"] if took_over else None),
             "run_state": end["data"]["outcome"] if end else ("running" if decision else "none"),
             "run_id": decision["run_id"] if decision else None,
             "promoted_version": took_over["version"] if took_over else None,
-            "accuracy_before": _accuracy(before_take_over),
-            "accuracy_after": _accuracy(since_take_over),
+            "accuracy_before": accuracy(before_take_over),
+            "accuracy_after": accuracy(since_take_over),
             "slack_messages": self._slack_messages(),
             "windows_judged": len(self._observed.verdicts),
             "stable_after_promotion": len(after) >= STABLE_VERDICTS and not any(verdict["drift"] for verdict in after),
             "report_path": report,
         }
-
-
-def _since(first: float | None, then: float | None) -> float | None:
-    return round(then - first, 2) if first is not None and then is not None else None
-
-
-def _accuracy(answered: list[Answer]) -> float | None:
-    return round(sum(one.correct for one in answered) / len(answered), 4) if answered else None
-
-
-def _closed(result: dict[str, Any]) -> bool:
-    return bool(
-        result["run_state"] == "promoted"
-        and result["promoted_version"] is not None
-        and result["false_alarms"] == 0
-        and result["stable_after_promotion"]
-        and (result["accuracy_after"] or 0.0) > (result["accuracy_before"] or 0.0)
-        and result["slack_messages"] >= 2
-    )
-
-
-def _quiet(result: dict[str, Any]) -> bool:
-    return bool(result["false_alarms"] == 0 and result["run_state"] == "none" and result["windows_judged"] > 0)
-
-
-def _told(result: dict[str, Any], folder: Path) -> str:
-    if not result["drift"]:
-        verdict = "Quiet: no alarm and no run." if _quiet(result) else f"{result['false_alarms']} false alarms on quiet traffic."
-        return f"\n{verdict} {result['events']} predictions, {result['windows_judged']} windows, {result['wall_seconds']} s.\n"
-    state = "The loop closed." if _closed(result) else "The loop did NOT close."
-    rows = [
-        ("drift began", f"at prediction {result['drift_began_at_event']}"),
-        ("drift decided", f"at prediction {result['drift_detected_at_event']}, {result['detection_seconds']} s after it began"),
-        ("run", f"{result['run_state']}, {result['run_id']}"),
-        ("new version", f"{result['promoted_version']}, live {result['promotion_seconds']} s after the drift began"),
-        ("accuracy on drifted rows", f"{result['accuracy_before']} before, {result['accuracy_after']} after"),
-        ("false alarms", str(result["false_alarms"])),
-        ("windows since then", "stable" if result["stable_after_promotion"] else "not stable"),
-        ("Slack messages", str(result["slack_messages"])),
-        ("Evidently's report", str(result["report_path"])),
-        ("replay it", f"driftloop replay --config {folder / 'driftloop.yaml'}"),
-    ]
-    lines = "\n".join(f"  {name:<26}{value}" for name, value in rows)
-    return f"\n{state} {result['events']} predictions, {result['wall_seconds']} s in all.\n{lines}\n"
