@@ -21,9 +21,14 @@ def everything(event_log: EventLog) -> Iterator[list[Record]]:
     """Every record from the oldest to the newest there is at the time of the call."""
     until = event_log.end_positions()
     positions = event_log.start_positions()
-    while records := _before(event_log.read(positions, BATCH), until):
+    # Partitions end one by one: what is new on one must not hide what is old on another.
+    while unread := {partition: offset for partition, offset in positions.items() if offset < until.get(partition, 0)}:
+        records = event_log.read(unread, BATCH)
+        if not records:
+            return
         positions = _after(positions, records)
-        yield records
+        if old := _before(records, until):
+            yield old
 
 
 def following(event_log: EventLog, stop: threading.Event) -> Iterator[list[Record]]:

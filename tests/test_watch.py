@@ -26,7 +26,7 @@ from streaming.dispatch import Dispatch
 from streaming.journal import Journal
 from streaming.reader import everything, following
 from streaming.settings import load_settings
-from streaming.testing import Receiver, prediction, promotion
+from streaming.testing import Receiver, prediction, promotion, records
 from streaming.watch import Watch
 
 MODEL = "default/iris"
@@ -171,6 +171,30 @@ def test_a_log_that_goes_away_is_waited_for():
     assert flaky.calls == 4
     stop.set()
     assert list(batches) == []
+
+
+def test_what_is_new_on_one_partition_hides_nothing_that_is_old_on_another():
+    class TwoPartitions:
+        """Gives one partition's records at a time, as a Kafka client does, the busy one's first."""
+
+        def __init__(self):
+            self.ends = {0: 2, 1: 2}
+
+        def start_positions(self):
+            return {0: 0, 1: 0}
+
+        def end_positions(self):
+            return dict(self.ends)
+
+        def read(self, positions, limit=1000):
+            for partition, offset in positions.items():
+                if offset < self.ends[partition]:
+                    self.ends[0] += 1
+                    return records(prediction(MODEL, f"{partition}-{offset}", [[1.0]], [1])[:1], partition=partition, first=offset)
+            return []
+
+    read = [(r.partition, r.offset) for batch in everything(TwoPartitions()) for r in batch]
+    assert read == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_a_state_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
