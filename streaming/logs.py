@@ -26,5 +26,5 @@ def configure(level: int, *, as_json: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # kafka-python tells of every connection; what matters of it we tell ourselves.
-    logging.getLogger("kafka").setLevel(max(level, logging.ERROR))
+    # kafka-python tells of every try to connect, as an error each; that the log is away we tell ourselves, once.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)

@@ -66,6 +66,16 @@ def test_events_arrive_in_order_and_are_dropped_here(spool):
     assert forwarder.forwarded == 80
 
 
+def test_a_stop_carries_what_is_there_while_the_log_takes_it(spool):
+    spool.append([event(number) for number in range(2500)])
+    target = Target()
+    forwarder = Forwarder(spool, lambda: target)
+    forwarder.start()
+    forwarder.stop()
+    assert len(target.got) == 2500
+    assert spool.start_positions() == spool.end_positions()
+
+
 def test_a_log_that_is_away_and_takes_half_loses_nothing_and_keeps_the_order(spool):
     target = Target(away={1, 2, 4})
     forwarder = Forwarder(spool, lambda: target)

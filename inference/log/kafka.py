@@ -21,7 +21,8 @@ UNREADABLE = "io.driftloop.unreadable"
 """The type given to a record of the topic that is no CloudEvent: it keeps its place, its body, and belongs to no model."""
 
 _CONNECT_SECONDS = 8.0
-_APPEND_SECONDS = 20.0
+_REQUEST_SECONDS = 10.0
+_APPEND_SECONDS = 12.0
 _FETCH_MS = 200
 _POLL_SECONDS = 0.05
 # Event Hubs' Standard tier takes 1 MB an event and closes the connection on a request over 1,046,528 bytes; it cuts idle
@@ -145,7 +146,7 @@ class KafkaLog:
                 max_request_size=_MAX_REQUEST,
                 linger_ms=2,
                 max_block_ms=int(_CONNECT_SECONDS * 1000),
-                request_timeout_ms=int(_APPEND_SECONDS * 500),
+                request_timeout_ms=int(_REQUEST_SECONDS * 1000),
                 delivery_timeout_ms=int(_APPEND_SECONDS * 1000),
             )
         return self._producer
