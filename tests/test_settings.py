@@ -83,6 +83,7 @@ def test_a_secret_comes_from_the_environment_and_is_shown_nowhere(written):
     settings = load_settings(path, {"HOOK": "https://hooks.example/T0/s3cret"})
     assert settings.alerts.slack.webhook.get_secret_value() == "https://hooks.example/T0/s3cret"
     assert "s3cret" not in repr(settings) + str(settings) + settings.model_dump_json()
+    assert "HOOK is not set" in problems(path, {"HOOK": ""})[0]
     (line,) = problems(path, {"HOOK": "s3cret-without-scheme"})
     assert "s3cret" not in line
     assert "http" in line
