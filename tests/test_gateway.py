@@ -322,7 +322,7 @@ def test_a_413_is_answered_before_the_body_is_sent(served):
     with socket.create_connection(("127.0.0.1", served.port), timeout=20) as raw, raw.makefile("rb") as stream:
         head = "".join(f"{name}: {value}\r\n" for name, value in ce().items())
         raw.sendall(f"POST / HTTP/1.1\r\nhost: x\r\n{head}content-length: 50000000\r\nexpect: 100-continue\r\n\r\n".encode())
-        assert stream.readline() == b"HTTP/1.1 413 Request Entity Too Large\r\n"
+        assert stream.readline().startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_client_that_goes_away_or_is_slow_costs_only_itself(tmp_path):
