@@ -21,9 +21,10 @@ from starlette.requests import ClientDisconnect
 
 from inference.errors import ServiceError
 from inference.kserve_import import DataPlane, InvalidInput, ModelNotFound, ModelNotReady, model_server
+from inference.pairing import ANNOTATION
 from inference.predict_log import PredictLog
 from inference.predictor import LiveModels, Predictor
-from inference.tap import ANNOTATION, App, Message, Receive, Send, Tap, TapMiddleware
+from inference.tap import App, Message, Receive, Send, Tap, TapMiddleware
 from inference.versions import Repository
 
 logger = logging.getLogger(__name__)

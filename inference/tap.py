@@ -25,10 +25,10 @@ from uuid import uuid4
 
 from inference.errors import ServiceError
 from inference.event import REQUEST, RESPONSE
+from inference.pairing import ANNOTATION
 
 logger = logging.getLogger(__name__)
 
-ANNOTATION = "driftloop.io/model-version"
 METADATA_HEADERS = ("X-Request-Id", "Inference-Header-Content-Length", "Content-Encoding")
 """The request headers that travel in Ce-Metadata, in Go's canonical case as KServe's `metadataHeaders` wants them."""
 

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from inference.errors import SettingsError
 from inference.log.address import KafkaAddress, is_kafka
+from inference.pairing import ANNOTATION
 from streaming.detectors import DetectorSpec
 from streaming.located_yaml import Located, Steps, read_yaml
 
@@ -191,7 +192,7 @@ class Settings(_Frozen):
     log: LogUrl = ".driftloop/log.db"
     repository: Path = Path(".driftloop/models")
     state: Path = Path(".driftloop/state")
-    version_annotation: str = "driftloop.io/model-version"
+    version_annotation: str = ANNOTATION
     models: dict[Annotated[str, AfterValidator(_model_name)], ModelSettings] = Field(min_length=1)
     alerts: AlertSettings = AlertSettings()
     max_decision_age: Seconds = 3600.0
