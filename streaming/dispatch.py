@@ -141,8 +141,8 @@ def run_parameters(settings: Settings, model: str, retraining: RetrainingSetting
     """The pipeline's parameters for a model, as configured; what belongs to one run is added by the caller."""
     return {
         "model": model,
-        "data": settings.log,
-        "log_url": settings.log,
+        "data": settings.log.url,
+        "log_url": settings.log.url,
         "repository": str(settings.repository),
         "trainer": retraining.trainer,
         "metric": retraining.metric,

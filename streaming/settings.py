@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from inference.errors import SettingsError
-from inference.log.address import KafkaAddress, is_kafka
+from inference.log.address import is_remote
+from inference.log.connection import Connection
 from inference.pairing import ANNOTATION
 from streaming.detectors import DetectorSpec
 from streaming.located_yaml import Located, Steps, read_yaml
@@ -41,17 +42,6 @@ def _http_url(value: str) -> str:
     return value
 
 
-def _log_url(value: str) -> str:
-    if is_kafka(value):
-        try:
-            KafkaAddress.parse(value)
-        except SettingsError as error:
-            raise ValueError(str(error)) from error
-    elif "://" in value:
-        raise ValueError("must be a path, embedded:PATH or kafka://HOST:PORT/TOPIC")
-    return value
-
-
 def _secret_url(value: SecretStr) -> SecretStr:
     _http_url(value.get_secret_value())
     return value
@@ -59,7 +49,6 @@ def _secret_url(value: SecretStr) -> SecretStr:
 
 Seconds = Annotated[float, BeforeValidator(seconds), Field(ge=0)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
-LogUrl = Annotated[str, AfterValidator(_log_url)]
 SecretUrl = Annotated[SecretStr, AfterValidator(_secret_url)]
 
 
@@ -189,7 +178,7 @@ def _model_name(name: str) -> str:
 class Settings(_Frozen):
     """The whole file. Relative paths are taken from the folder that the file stands in."""
 
-    log: LogUrl = ".driftloop/log.db"
+    log: Connection = Connection(url=".driftloop/log.db")
     repository: Path = Path(".driftloop/models")
     state: Path = Path(".driftloop/state")
     version_annotation: str = ANNOTATION
@@ -200,8 +189,9 @@ class Settings(_Frozen):
     def placed(self, folder: Path) -> "Settings":
         """The same with its paths made absolute, relative ones from `folder`."""
         paths: dict[str, Any] = {name: (folder / getattr(self, name)).resolve() for name in ("repository", "state")}
-        if not is_kafka(self.log):
-            paths["log"] = f"embedded:{(folder / self.log.removeprefix('embedded:')).resolve()}"
+        if not is_remote(self.log.url):
+            url = f"embedded:{(folder / self.log.url.removeprefix('embedded:')).resolve()}"
+            paths["log"] = self.log.model_copy(update={"url": url})
         return self.model_copy(update=paths)
 
 

@@ -57,7 +57,7 @@ def test_a_decision_to_retrain_starts_one_run_and_tells_everyone_under_its_own_i
     assert (run["run_id"], run["model"], run["margin"]) == ("run1", MODEL, 0.05)
     parameters = run["parameters"]
     assert parameters["since_offset"] == BEGAN.first_offset
-    assert parameters["data"] == settings.log
+    assert parameters["data"] == settings.log.url
     assert (parameters["min_rows"], parameters["server_url"], parameters["incident"]) == (33, "http://127.0.0.1:1", "inc1")
     assert entries["d1:webhook"].payload["id"] == "d1"
     (incident,) = list_incidents(settings.state)

@@ -35,7 +35,7 @@ def test_a_small_file_is_enough_and_paths_start_at_its_folder(written, tmp_path)
     settings = load_settings(written(GOOD))
     model = settings.models["default/iris"]
     assert (model.window.size, model.window.slide, model.limits[0].threshold) == (500, 50, 0.0001)
-    assert settings.log == f"embedded:{tmp_path.resolve()}/.driftloop/log.db"
+    assert settings.log.url == f"embedded:{tmp_path.resolve()}/.driftloop/log.db"
 
 
 def test_every_problem_is_reported_at_once_with_its_line(written):

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from inference.errors import LogUnavailable, SettingsError
+from inference.errors import LogUnavailable
 from inference.event import Event
-from inference.log.address import KafkaAddress, is_kafka
+from inference.log.address import is_kafka
+from inference.log.connection import Connection, connection_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +60,63 @@ class EventLog(Protocol):
         ...
 
 
-def open_log(url: str, *, must_exist: bool = False) -> EventLog:
-    """Open the log at `url`. A path, or `embedded:PATH`, is the embedded log, made if it is not there (unless it `must_exist`);
-    `kafka://HOST:PORT[,HOST:PORT...][/TOPIC]` is a topic that is there already.
+def open_log(where: Connection | str, *, must_exist: bool = False) -> EventLog:
+    """Open the log at `where`. A path, or `embedded:PATH`, is the embedded log, made if it is not there (unless it `must_exist`);
+    `kafka://HOST:PORT[,HOST:PORT...][/TOPIC]` is a topic and `eventhubs://NAMESPACE/HUB` an event hub that is there already.
     """
-    if is_kafka(url):
-        address = KafkaAddress.parse(url)
+    connection = where if isinstance(where, Connection) else connection_to(where)
+    if is_kafka(connection.url):
         from inference.log.kafka import KafkaLog
 
-        return KafkaLog(address)
-    scheme, separator, rest = url.partition(":")
-    if separator and scheme != "embedded" and rest.startswith("//"):
-        raise SettingsError([f"log {url!r}: unknown scheme {scheme!r}; known: a path, embedded:PATH, kafka://HOST:PORT/TOPIC"])
+        return KafkaLog(connection)
     from inference.log.embedded import EmbeddedLog
 
-    path = Path(rest if scheme == "embedded" and separator else url)
+    path = Path(connection.url.removeprefix("embedded:"))
     if must_exist and not path.exists():
         raise LogUnavailable(f"there is no event log at {path}; `driftloop gateway --log {path}` makes one")
     return EmbeddedLog(path)
+
+
+class Owner(Protocol):
+    """Who works on the partitions that a `Feed` reads; every method is called from within `Feed.poll` or `Feed.close`."""
+
+    def assigned(self, partitions: Sequence[int]) -> Mapping[int, int]:
+        """These partitions are ours from now on: the offset at which each is to be read. One that is left out starts at its oldest."""
+        ...
+
+    def revoked(self, partitions: Sequence[int]) -> None:
+        """These partitions go to another member once this returns: save what belongs to them and let go."""
+        ...
+
+    def lost(self, partitions: Sequence[int]) -> None:
+        """These partitions were taken away and another member may be at work on them: forget them and save nothing."""
+        ...
+
+
+class Feed(Protocol):
+    """The records of the partitions that this process owns as one member of a group: each partition has one owner.
+
+    One thread calls `poll`, `commit` and `close`; `owns` may be asked from any thread.
+    """
+
+    def poll(self, limit: int, timeout: float) -> list[Record]:
+        """At most `limit` records of owned partitions, in offset order within each; waits at most `timeout` seconds for the first.
+
+        Takes part in the group: may call the owner's methods first. LogUnavailable: the log is away; call again, nothing is lost.
+        """
+        ...
+
+    def commit(self, positions: Mapping[int, int]) -> None:
+        """Tell the broker how far we are, for lag graphs: at most once a second, never waiting, never raising."""
+        ...
+
+    def owns(self, partition: int) -> bool:
+        """Whether the partition is ours for certain: False also when the group has not heard of us for as long as it bears."""
+        ...
+
+    def close(self) -> None:
+        """Give back every partition (`Owner.revoked`) and go."""
+        ...
 
 
 def grown_beyond(ends: Callable[[], Mapping[int, int]], positions: Mapping[int, int], timeout: float, *, pause: float) -> bool:

@@ -14,6 +14,7 @@ from inference.errors import EventError, LogUnavailable
 from inference.event import Event, from_kafka, to_kafka
 from inference.log import Record, grown_beyond
 from inference.log.address import KafkaAddress
+from inference.log.connection import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +40,11 @@ class KafkaLog:
     threads. A failed append closes the producer, so that no memory is held for what will be appended anew.
     """
 
-    def __init__(
-        self, address: KafkaAddress, *, api_version: tuple[int, ...] | None = None, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, connection: Connection, *, clock: Callable[[], float] = time.time) -> None:
+        address = KafkaAddress.parse(connection.url)
         self.address = address
         self._clock = clock
         self._common = {"bootstrap_servers": list(address.servers), "bootstrap_timeout_ms": int(_CONNECT_SECONDS * 1000), **_SAFE}
-        if api_version is not None:
-            self._common["api_version"] = api_version
         self._producer: Any = None
         self._at: dict[TopicPartition, int] = {}
         with self._translated():
