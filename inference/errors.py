@@ -5,7 +5,10 @@ DriftloopError
 |   `-- PayloadError      a body that is no inference request, response, label or promotion we can read
 |-- LogError              the event log
 |   |-- LogUnavailable    it is away, full or locked; trying again may help
+|   |   |-- LogThrottled  it is there, and asks for a slower pace
+|   |   `-- LogFull       there is no room on it or on its disk
 |   `-- LogCorrupt        its file is not a log, or of a newer format; trying again will not help
+|-- SnapshotError         a snapshot that is damaged, of another log or a newer format, or cannot be written or read now
 |-- SettingsError         the configuration; carries every problem found, each with its place
 |-- VersionError          a model version folder that is missing, damaged or not what it says
 |-- PipelineError         a retraining step
@@ -42,8 +45,20 @@ class LogUnavailable(LogError):
     """The log is away, full or locked; the caller may try again."""
 
 
+class LogThrottled(LogUnavailable):
+    """The log is there and asks for a slower pace; the caller tries again after a pause."""
+
+
+class LogFull(LogUnavailable):
+    """There is no room, on the log or on its disk; it takes events again once some was made."""
+
+
 class LogCorrupt(LogError):
     """The file is no event log, or one of a newer format."""
+
+
+class SnapshotError(DriftloopError):
+    """A watcher's snapshot is damaged, foreign or of a newer format, or the place where snapshots are kept is away or full."""
 
 
 class SettingsError(DriftloopError):

@@ -5,6 +5,8 @@ SDK's, and the SDK is the oracle of the conformance tests. Attribute values are 
 percent-encode the JSON in `ce-metadata` and `ce-annotations`, and decoding would damage it. What comes in is held to the
 specification where it matters further on: names are lower-case letters and digits, and no value holds a control
 character, so that no attribute can forge a header on its way out.
+
+A message is read quickly if nothing about it is unusual, else carefully, one check after the other; both ways come to the same.
 """
 
 import base64
@@ -26,6 +28,7 @@ RESPONSE = "org.kubeflow.serving.inference.response"
 LABEL = "io.driftloop.label"
 PROMOTED = "io.driftloop.model.promoted"
 RETRAINING_FINISHED = "io.driftloop.retraining.finished"
+ACTION_FINISHED = "io.driftloop.action.finished"
 VERDICT = "io.driftloop.verdict"
 DRIFT_DETECTED = "io.driftloop.drift.detected"
 
@@ -37,6 +40,14 @@ MAX_ATTRIBUTES = 64
 MAX_ATTRIBUTE_LENGTH = 16_384
 _NAME = re.compile(r"[a-z0-9]{1,64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+# What was found out about names and content types, which come again and again: the attribute that a header carries ("": none),
+# the header that carries an extension, and content types of binary mode. Bounded, as they come from outside.
+_MAX_KNOWN = 1_000
+_http_names: dict[bytes, str] = {}
+_kafka_names: dict[str, str] = {}
+_kafka_headers: dict[str, str] = {}
+_binary_types: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +101,16 @@ def own_event(type_: str, data: Mapping[str, Any], *, model: str, source: str, i
 
 def from_http(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Event:
     """Read an HTTP message in binary or structured mode; EventError says what is missing or out of bounds."""
+    headers = headers if isinstance(headers, list) else list(headers)
+    event = _quickly(headers, _http_names, body)
+    return event if event is not None else _http_carefully(headers, body)
+
+
+def _http_carefully(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Event:
     attributes: dict[str, str] = {}
     for raw_name, raw_value in headers:
         name = raw_name.lower()
+        _learn(_http_names, raw_name, name.decode("latin-1"), "ce-")
         if name == b"content-type":
             _put(attributes, "datacontenttype", raw_value)
         # The binding carries the content type in the header of that name only.
@@ -114,25 +132,109 @@ def to_http(event: Event) -> tuple[list[tuple[str, str]], bytes]:
 
 def to_kafka(event: Event) -> tuple[bytes, list[tuple[str, bytes]], bytes]:
     """Key, headers and value of the event in the Kafka protocol binding's binary mode; the key is the model's name."""
-    headers = [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", event.id.encode()),
-        ("ce_source", event.source.encode()),
-        ("ce_type", event.type.encode()),
-    ]
+    return event.model.encode(), [(name, value.encode()) for name, value in kafka_headers(event)], event.data
+
+
+def kafka_headers(event: Event) -> list[tuple[str, str]]:
+    """The headers of `to_kafka`, their values as text."""
+    headers = [("ce_specversion", "1.0"), ("ce_id", event.id), ("ce_source", event.source), ("ce_type", event.type)]
     if event.time:
-        headers.append(("ce_time", event.time.encode()))
-    headers.extend((f"ce_{name}", value.encode()) for name, value in event.extensions.items())
+        headers.append(("ce_time", event.time))
+    for name, value in event.extensions.items():
+        headers.append((_kafka_headers.get(name) or f"ce_{name}", value))
     if event.datacontenttype is not None:
-        headers.append(("content-type", event.datacontenttype.encode()))
-    return event.model.encode(), headers, event.data
+        headers.append(("content-type", event.datacontenttype))
+    return headers
+
+
+def surely_survives(event: Event) -> bool:
+    """Whether the event is the same after a way through `to_kafka` and `from_kafka`, told at a glance; False: try it."""
+    extensions = event.extensions
+    try:
+        text = "".join((event.id, event.source, event.type, event.time, event.datacontenttype or "", *extensions.values()))
+    except TypeError:
+        return False
+    return bool(
+        text.isprintable()
+        and 4 * len(text) <= MAX_ATTRIBUTE_LENGTH
+        and len(extensions) <= MAX_ATTRIBUTES - 6
+        and _kafka_headers.keys() >= extensions.keys()
+        and (event.datacontenttype is None or event.datacontenttype in _binary_types)
+        and event.id
+        and event.source
+        and event.type
+        and type(event.data) is bytes
+    )
 
 
 def from_kafka(headers: Sequence[tuple[str, bytes | None]], value: bytes | None) -> Event:
     """Read a Kafka message in binary or structured mode; the key only routes and carries nothing. A null header counts as absent."""
+    event = _quickly(headers, _kafka_names, value or b"")
+    return event if event is not None else _kafka_carefully(headers, value)
+
+
+def from_kafka_text(headers: Sequence[tuple[str, str]], value: bytes) -> Event:
+    """As `from_kafka`, from `kafka_headers`."""
+    attributes = {}
+    count = 0
+    try:
+        for name, text in headers:
+            if attribute := _kafka_names[name]:
+                attributes[attribute] = text
+                count += 1
+        event = _usual(attributes, count, value)
+    except KeyError:
+        event = None
+    return event if event is not None else from_kafka([(name, text.encode()) for name, text in headers], value)
+
+
+def _quickly(headers: Iterable[tuple[Any, bytes | None]], known: Mapping[Any, str], body: bytes) -> Event | None:
+    """The event of a message in binary mode that is right and whose names are `known`, else None: it has to be read carefully."""
+    attributes = {}
+    count = 0
+    try:
+        for raw_name, raw_value in headers:
+            if name := known[raw_name]:
+                attributes[name] = raw_value.decode()  # type: ignore[union-attr]  # a null header is an AttributeError
+                count += 1
+    except (KeyError, AttributeError, UnicodeDecodeError):
+        return None
+    return _usual(attributes, count, body)
+
+
+def _usual(attributes: dict[str, str], count: int, body: bytes) -> Event | None:
+    """The event, if nothing about its attributes is unusual; `count` is how many there were, with those that are there twice."""
+    text = "".join(attributes.values())
+    take = attributes.pop
+    if take("specversion", "") != "1.0" or len(attributes) != count - 1:
+        return None
+    if count > MAX_ATTRIBUTES or 4 * len(text) > MAX_ATTRIBUTE_LENGTH or not text.isprintable():
+        return None
+    id_, source, type_ = take("id", ""), take("source", ""), take("type", "")
+    content_type = take("datacontenttype", None)
+    if not (id_ and source and type_) or (content_type is not None and content_type not in _binary_types):
+        return None
+    return Event(id_, source, type_, take("time", ""), content_type, attributes, body)
+
+
+def _learn(known: dict[Any, str], raw_name: Any, name: str, prefix: str) -> None:
+    """Remember which attribute a header of this name carries ("": none), unless the name can't be right."""
+    attribute = "datacontenttype" if name == "content-type" else ""
+    # The binding carries the content type in the header of that name only.
+    if name.startswith(prefix) and name[3:] != "datacontenttype":
+        attribute = name[3:]
+        if not _NAME.fullmatch(attribute) or attribute == "data":
+            return
+    if len(known) >= _MAX_KNOWN:
+        known.clear()
+    known[raw_name] = attribute
+
+
+def _kafka_carefully(headers: Sequence[tuple[str, bytes | None]], value: bytes | None) -> Event:
     attributes: dict[str, str] = {}
     for raw_name, raw_value in headers:
         name = raw_name.lower()
+        _learn(_kafka_names, raw_name, name, "ce_")
         if raw_value is None:
             continue
         if name == "content-type":
@@ -235,12 +337,20 @@ def _checked(attributes: dict[str, str], body: bytes) -> Event:
     if attributes["specversion"] != "1.0":
         raise EventError("unsupported_specversion", f"specversion {attributes['specversion'][:20]!r}; only 1.0 is supported")
     del attributes["specversion"]
-    return Event(
+    content_type = attributes.pop("datacontenttype", None) or None
+    event = Event(
         id=attributes.pop("id"),
         source=attributes.pop("source"),
         type=attributes.pop("type"),
         time=attributes.pop("time", ""),
-        datacontenttype=attributes.pop("datacontenttype", None) or None,
+        datacontenttype=content_type,
         extensions=attributes,
         data=body,
     )
+    if len(_kafka_headers) + len(_binary_types) >= _MAX_KNOWN:
+        _kafka_headers.clear()
+        _binary_types.clear()
+    _kafka_headers.update((name, f"ce_{name}") for name in attributes)
+    if content_type is not None and not _media_type(content_type).startswith("application/cloudevents"):
+        _binary_types.add(content_type)
+    return event

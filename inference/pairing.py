@@ -5,17 +5,21 @@ only when the model answered with 200, and repeats nothing. A log may deliver an
 """
 
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import orjson
+from pydantic import BaseModel, Field
 
 from inference.event import REQUEST, RESPONSE, Event
 from inference.log import Record
 
 ANNOTATION = "driftloop.io/model-version"
 """The pod annotation that names the model's version; KServe sends it along when `metadataAnnotations` lists it."""
+
+_DIGEST = 16
 
 MAX_SAME_ID = 64
 """Halves of one id that wait at the same time: a client that gives every request the same Ce-Id fills no more."""
@@ -67,6 +71,66 @@ class _Half:
     arrived: float
 
 
+class Identities:
+    """The last `horizon` different identities, as digests of 16 bytes, so that this memory does not depend on how long ids are."""
+
+    def __init__(self, horizon: int) -> None:
+        self._horizon = horizon
+        self._known: set[bytes] = set()
+        self._order: deque[bytes] = deque()
+
+    def repeats(self, identity: object) -> bool:
+        """Whether it is one of them; if not, it is from now on. `identity` is made of tuples and texts."""
+        digest = blake2b(repr(identity).encode(), digest_size=_DIGEST).digest()
+        if digest in self._known:
+            return True
+        self._known.add(digest)
+        self._order.append(digest)
+        if len(self._order) > self._horizon:
+            self._known.remove(self._order.popleft())
+        return False
+
+    def state(self) -> bytes:
+        """The digests, oldest first."""
+        return b"".join(self._order)
+
+    def restore(self, state: bytes) -> None:
+        """Remember what `state` gave; ValueError when it gave no such thing."""
+        whole, rest = divmod(len(state), _DIGEST)
+        digests = [state[place * _DIGEST : (place + 1) * _DIGEST] for place in range(max(0, whole - self._horizon), whole)]
+        self._known, self._order = set(digests), deque(digests)
+        if rest or len(self._known) != len(digests):
+            raise ValueError(f"{len(state)} bytes that are no different digests of {_DIGEST} bytes each")
+
+
+class _Waiting(NamedTuple):
+    """A half that waits, as a row of plain values."""
+
+    serial: int
+    arrived: float
+    partition: int
+    offset: Annotated[int, Field(ge=0, lt=2**63)]
+    timestamp: float
+    id: str
+    source: str
+    type: str
+    time: str
+    datacontenttype: str | None
+    extensions: dict[str, str]
+    data: bytes
+
+
+class _State(BaseModel):
+    now: float
+    seen: bytes
+    serial: int
+    halves: list[_Waiting]
+    orphan_requests: int
+    orphan_responses: int
+    paired: int
+    duplicates: int
+
+
 class Pairing:
     """Joins the halves on one partition of the log. What it gives depends on the records and their order alone.
 
@@ -74,6 +138,10 @@ class Pairing:
     bodies wait, the oldest is given up first. A record whose source, id, type and ce-time were among the last `horizon`
     different ones is a duplicate and changes nothing. The same id with another ce-time is a client that reuses its
     Ce-Id: a new prediction.
+
+    The default horizon is far more than can come between an event and its repeat: KServe's logger repeats nothing, and
+    the gateway's forwarder repeats after a crash at most the batch that was not acknowledged, whose events stand next to
+    each other on the log.
     """
 
     def __init__(
@@ -81,7 +149,7 @@ class Pairing:
         *,
         wait: float = 300.0,
         capacity: int = 50_000,
-        horizon: int = 200_000,
+        horizon: int = 50_000,
         annotation: str = ANNOTATION,
         capacity_bytes: int = 256 * 1024 * 1024,
     ) -> None:
@@ -90,11 +158,9 @@ class Pairing:
         self._wait = wait
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
-        self._horizon = horizon
         self._annotation = annotation
         self._now = float("-inf")
-        self._seen: set[bytes] = set()
-        self._seen_order: deque[bytes] = deque()
+        self._seen = Identities(horizon)
         self._serial = 0
         self._halves: OrderedDict[int, _Half] = OrderedDict()
         self._bytes = 0
@@ -122,7 +188,7 @@ class Pairing:
         if event.type not in self._orphans:
             raise ValueError(f"only {REQUEST} and {RESPONSE} have another half, not {event.type}")
         key = (event.model, event.source, event.id)
-        if self._repeats(key, event):
+        if self._seen.repeats((key, event.type, event.time)):
             self._duplicates += 1
             return None
         self._now = max(self._now, record.timestamp)
@@ -136,16 +202,35 @@ class Pairing:
         request, response = (record, other) if event.type == REQUEST else (other, record)
         return Pair(request, response, self._version(response.event) or self._version(request.event))
 
-    def _repeats(self, key: _Key, event: Event) -> bool:
-        # A digest, so that the horizon's memory does not depend on how long ids are.
-        identity = blake2b(repr((key, event.type, event.time)).encode(), digest_size=16).digest()
-        if identity in self._seen:
-            return True
-        self._seen.add(identity)
-        self._seen_order.append(identity)
-        if len(self._seen_order) > self._horizon:
-            self._seen.remove(self._seen_order.popleft())
-        return False
+    def state(self) -> dict[str, Any]:
+        """All that its next answers depend on, as plain values."""
+        return {
+            "now": self._now,
+            "seen": self._seen.state(),
+            "serial": self._serial,
+            "halves": [_as_row(serial, half) for serial, half in self._halves.items()],
+            "orphan_requests": self._orphans[REQUEST],
+            "orphan_responses": self._orphans[RESPONSE],
+            "paired": self._paired,
+            "duplicates": self._duplicates,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, on an object that has taken nothing yet; ValueError when it gave no such thing."""
+        known = _State.model_validate(state)
+        self._now = known.now
+        self._seen.restore(known.seen)
+        for row in known.halves:
+            if row.type not in self._orphans or row.serial <= self._serial:
+                raise ValueError(f"a half of type {row.type} and number {row.serial} after number {self._serial}")
+            event = Event(row.id, row.source, row.type, row.time, row.datacontenttype, row.extensions, row.data)
+            self._serial = row.serial
+            self._hold(_Half(Record(row.partition, row.offset, row.timestamp, event), (event.model, event.source, event.id), row.arrived))
+        if known.serial < self._serial:
+            raise ValueError(f"{known.serial} halves were numbered and there is number {self._serial}")
+        self._serial = known.serial
+        self._orphans = {REQUEST: known.orphan_requests, RESPONSE: known.orphan_responses}
+        self._paired, self._duplicates = known.paired, known.duplicates
 
     def _expire(self) -> None:
         while self._halves:
@@ -167,17 +252,22 @@ class Pairing:
         return _serial(max((other for other in times if not own or not other[0] or other[0] <= own), default=None))
 
     def _keep(self, record: Record, key: _Key) -> None:
-        kind = record.event.type
         self._serial += 1
-        self._halves[self._serial] = _Half(record, key, self._now)
-        self._bytes += len(record.event.data)
-        self._waiting[kind] += 1
-        same = self._by_key[kind].setdefault(key, deque())
-        same.append(self._serial)
+        same = self._hold(_Half(record, key, self._now))
         if len(same) > MAX_SAME_ID:
             self._give_up(same[0])
         while len(self._halves) > self._capacity or self._bytes > self._capacity_bytes:
             self._give_up(next(iter(self._halves)))
+
+    def _hold(self, half: _Half) -> deque[int]:
+        """Let it wait under the newest number; the numbers of its kind and id that wait."""
+        event = half.record.event
+        self._halves[self._serial] = half
+        self._bytes += len(event.data)
+        self._waiting[event.type] += 1
+        same = self._by_key[event.type].setdefault(half.key, deque())
+        same.append(self._serial)
+        return same
 
     def _give_up(self, serial: int) -> None:
         self._orphans[self._release(serial).record.event.type] += 1
@@ -206,6 +296,23 @@ class Pairing:
             version = annotations.get(self._annotation) if isinstance(annotations, dict) else None
             self._last_version = (text, version if isinstance(version, str) else "")
         return self._last_version[1]
+
+
+def _as_row(serial: int, half: _Half) -> list[Any]:
+    record, event = half.record, half.record.event
+    place = [record.partition, record.offset, record.timestamp]
+    return [
+        serial,
+        half.arrived,
+        *place,
+        event.id,
+        event.source,
+        event.type,
+        event.time,
+        event.datacontenttype,
+        dict(event.extensions),
+        event.data,
+    ]
 
 
 def _occurred(event: Event) -> str:

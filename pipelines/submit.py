@@ -74,8 +74,10 @@ class LocalRunner:
     A process that was killed leaves its lock free and no result: the run failed, and `start` begins it again.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, environment: Mapping[str, str] | None = None) -> None:
+        """`environment` is added to that of the runs: secrets go there, never into parameters, which are written down."""
         self._folder = Path(folder).resolve()
+        self._extra = dict(environment or {})
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, request: RunRequest) -> None:
@@ -152,7 +154,7 @@ class LocalRunner:
                     stderr=output,
                     pass_fds=(descriptor,),
                     start_new_session=True,
-                    env=_environment(),
+                    env={**_environment(), **self._extra},
                 )
             attempt = {"pid": process.pid, "started": time.time()}
             (folder / ATTEMPT).write_text(json.dumps(attempt) + "\n", encoding="utf-8")

@@ -1,13 +1,20 @@
 """From settings to objects: the one place where configuration meets the parts."""
 
+import fcntl
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache
+from pathlib import Path
 
-from inference.log import EventLog, open_log
+from inference.errors import ServiceError
+from inference.event import Event
+from inference.log import Feed, open_feed, open_log
+from inference.log.address import is_remote
+from inference.log.connection import as_environment
 from inference.versions import Repository
-from pipelines.submit import LocalRunner
+from pipelines.submit import LocalRunner, Runner
 from streaming.actions import retrain
 from streaming.actions.outbox import Handler, Outbox
 from streaming.actions.retrain import Retrain
@@ -22,31 +29,74 @@ from streaming.core.reference import Reference, prepare
 from streaming.core.window import CountWindow
 from streaming.dispatch import Dispatch
 from streaming.journal import Journal
-from streaming.reader import following
 from streaming.replay import Replay
 from streaming.report import POLICY as REPORT_POLICY
 from streaming.report import RenderReport
 from streaming.settings import DetectorLimitSettings, EvidentlyLimitSettings, ModelSettings, Settings
+from streaming.snapshots import SnapshotStore
 from streaming.watch import Watch
 
 
-def run_watch(settings: Settings) -> None:
-    """`driftloop watch`: follow the log and act, until SIGTERM or SIGINT."""
+def run_watch(settings: Settings, *, runner: Runner | None = None) -> None:
+    """`driftloop watch`: follow the log and act, until SIGTERM or SIGINT. `runner` starts the retraining runs."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    event_log = open_log(settings.log)
-    journal = Journal(settings.state)
-    outbox = Outbox(settings.state / "outbox.db")
-    worker = Worker(outbox, handlers(settings, event_log), policies={"retrain": retrain.POLICY, "report": REPORT_POLICY})
-    worker.start()
+    with ExitStack() as stack:
+        stack.enter_context(alone(settings.state))
+        journal = stack.enter_context(closing(Journal(settings.state)))
+        event_log = stack.enter_context(closing(open_log(settings.log)))
+        writing = threading.Lock()
+
+        def publish(event: Event) -> None:
+            with writing:
+                event_log.append([event])
+
+        feed: Feed | None = None
+        outbox = Outbox(publish, owns=lambda partition: feed is not None and feed.owns(partition))
+        runner = runner or LocalRunner(settings.state / "runs", environment=as_environment(settings.log))
+        worker = Worker(outbox, handlers(settings, runner, publish), policies={"retrain": retrain.POLICY, "report": REPORT_POLICY})
+        identity = log_identity(settings)
+        watch = Watch(
+            build_fleet(settings),
+            Dispatch(settings, outbox, journal),
+            outbox,
+            SnapshotStore(settings.watch.snapshots, identity),
+            event_log,
+            log_identity=identity,
+            every=settings.watch.snapshot_every,
+            status=journal.status,
+            stop=stop,
+        )
+        member = settings.watch
+        feed = open_feed(settings.log, event_log, watch, group=member.group, member=member.member, session=member.session)
+        worker.start()
+        stack.callback(worker.stop)
+        watch.run(feed)
+
+
+def log_identity(settings: Settings) -> str:
+    """What snapshots call the log they belong to: not where it is, which may change, but which it is."""
+    url = settings.log.url
+    name = url.rstrip("/").rpartition("/")[2] if is_remote(url) else Path(url.removeprefix("embedded:")).name
+    return f"{settings.watch.group}-{name}"
+
+
+@contextmanager
+def alone(state: Path) -> Iterator[None]:
+    """Keep the state folder to this process; ServiceError when another watcher has it."""
     try:
-        Watch(build_fleet(settings), Dispatch(settings, outbox, journal), journal.status, stop).run(following(event_log, stop))
-    finally:
-        worker.stop()
-        outbox.close()
-        journal.close()
-        event_log.close()
+        state.mkdir(parents=True, exist_ok=True)
+        lock = (state / ".lock").open("a")
+    except OSError as error:
+        advice = "give one that this process may write to"
+        raise ServiceError(f"the state folder {state} cannot be written: {error.strerror}; {advice}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServiceError(f"a watcher is at work in {state}: stop it, or give this one a `state` folder of its own") from None
+        yield
 
 
 def open_replay(settings: Settings, from_log: str | None) -> Replay:
@@ -54,12 +104,11 @@ def open_replay(settings: Settings, from_log: str | None) -> Replay:
     return Replay(open_log(from_log or settings.log, must_exist=True), build_fleet(settings))
 
 
-def handlers(settings: Settings, event_log: EventLog) -> dict[str, Handler]:
+def handlers(settings: Settings, runner: Runner, publish: Callable[[Event], None]) -> dict[str, Handler]:
     """Who performs which kind of entry."""
     max_run = max((model.governor.max_run for model in settings.models.values()), default=3600.0)
-    runner = LocalRunner(settings.state / "runs")
     performing: dict[str, Handler] = {
-        "retrain": Retrain(runner, lambda event: event_log.append([event]), max_run=max_run),
+        "retrain": Retrain(runner, publish, max_run=max_run),
         "report": RenderReport(settings.state),
     }
     if settings.alerts.slack:

@@ -6,12 +6,13 @@ Every entry's key is made of the outcome's id, so an outcome that comes again af
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inference.errors import VersionError
+from inference.errors import ActionError, VersionError
 from inference.versions import Repository
-from streaming.actions.incident import incident_folder, open_incident, update_incident
+from streaming.actions.incident import INCIDENT, incident_folder, open_incident, update_incident
 from streaming.actions.outbox import Item, Outbox
 from streaming.actions.retrain import retrain_payload
 from streaming.actions.slack import drift_message, outcome_message
@@ -23,15 +24,24 @@ from streaming.settings import RetrainingSettings, Settings
 
 log = logging.getLogger(__name__)
 
-_REMEMBERED = 1000
-"""Decisions whose run may still end."""
+_REMEMBERED = 100
+"""Decisions of a partition whose run may still end."""
+
+
+@dataclass(slots=True)
+class _Memory:
+    """Of one partition: runs that were decided on by id, and the models whose newest window is over its limit."""
+
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    drifting: list[str] = field(default_factory=list)
 
 
 class Dispatch:
-    """Makes each outcome durable: when a call returns, what is to be done about it is on disk. ActionError: not now.
+    """Takes each outcome once, in the log's order; what is to be done about it stands in the outbox when the call returns.
 
     A decision or notice whose place on the log is older than `settings.max_decision_age` is recorded and not acted upon: a
-    watcher that first reads an old log must not retrain for what happened last week.
+    watcher that first reads an old log must not retrain for what happened last week. A record that can't be written costs
+    the record, not the run.
     """
 
     def __init__(self, settings: Settings, outbox: Outbox, journal: Journal, *, clock: Callable[[], float] = time.time) -> None:
@@ -40,8 +50,7 @@ class Dispatch:
         self._journal = journal
         self._clock = clock
         self._repository = Repository(settings.repository)
-        self._decisions: dict[str, Decision] = {}
-        self._drifting: dict[str, bool] = {}
+        self._memory: dict[int, _Memory] = {}
 
     def __call__(self, outcome: Outcome) -> None:
         if isinstance(outcome, Decision):
@@ -52,21 +61,38 @@ class Dispatch:
             self._log_change(outcome)
         self._journal.outcome(as_object(outcome))
 
+    def state(self, partition: int) -> dict[str, Any]:
+        """What is remembered of a partition, as plain values."""
+        return asdict(self._of(partition))
+
+    def restore(self, partition: int, state: Mapping[str, Any]) -> None:
+        """Remember what a snapshot of the partition remembered."""
+        self._memory[partition] = _Memory(**state)
+
+    def forget(self, partition: int) -> None:
+        """The partition is no longer ours."""
+        self._memory.pop(partition, None)
+
+    def _of(self, partition: int) -> "_Memory":
+        return self._memory.setdefault(partition, _Memory())
+
     def _decided(self, decision: Decision) -> None:
         verdict = decision.verdict
         log.info("%s version %s: %s: %s", verdict.model, verdict.version, decision.action, decision.reason)
+        act = decision.action != "hold" and not self._too_old(decision.id, verdict.window.last_time)
         if decision.run_id:
             # Kept whatever its age: the run's end may be news although its start is none.
-            self._decisions[decision.run_id] = decision
-            if len(self._decisions) > _REMEMBERED:
-                del self._decisions[next(iter(self._decisions))]
-        if decision.action == "hold" or self._too_old(decision.id, verdict.window.last_time):
+            runs = self._of(verdict.window.partition).runs
+            runs[decision.run_id] = {"incident": decision.incident, "acted": act}
+            if len(runs) > _REMEMBERED:
+                del runs[next(iter(runs))]
+        if not act:
             return
-        reference = self._version_reference(verdict.model, verdict.version)
+        reference, schema = self._version_reference(verdict.model, verdict.version)
         now = self._clock()
-        folder = open_incident(self._settings.state, decision, *reference[:1], schema=reference[1], now=now)
-        links = {"record": str(folder / "incident.json")}
-        message = drift_message(decision.as_dict(), links)
+        folder = incident_folder(self._settings.state, decision.incident)
+        recorded = self._record(lambda: open_incident(self._settings.state, decision, reference, schema=schema, now=now))
+        message = drift_message(decision.as_dict(), {"record": str(folder / INCIDENT)})
         items = []
         if decision.run_id:
             items.append(Item(decision.run_id, "retrain", self._run(decision)))
@@ -74,13 +100,16 @@ class Dispatch:
             items.append(Item(f"{decision.id}:slack", "slack", message.payload()))
         if self._settings.alerts.webhook:
             items.append(Item(f"{decision.id}:webhook", "webhook", webhook_payload(decision, text=message.text)))
-        if reference[0] is not None and reference[1] is not None:
-            items.append(Item(f"{decision.incident}:report", "report", report_payload(decision.incident, reference[0], reference[1])))
-        self._outbox.put_all(items, now=now)
+        if self._settings.reports and recorded and reference is not None and schema is not None:
+            items.append(Item(f"{decision.incident}:report", "report", report_payload(decision.incident, reference, schema)))
+        self._outbox.put_all(items, partition=verdict.window.partition, model=verdict.model, now=now)
 
     def _noticed(self, notice: Notice) -> None:
         if notice.kind == "unmonitored":
             log.error("%s version %s is not monitored: %s", notice.model, notice.version, notice.data["reason"])
+            return
+        if notice.kind == "restarted":
+            log.warning("%s version %s: its windows start anew: %s", notice.model, notice.version, notice.data["reason"])
             return
         log.info("%s: %s", notice.model, _told(notice))
         if notice.kind == "retraining_finished" and not self._too_old(notice.id, notice.time):
@@ -88,16 +117,24 @@ class Dispatch:
 
     def _finished(self, notice: Notice) -> None:
         now, data = self._clock(), dict(notice.data)
-        decision = self._decisions.get(data["run_id"])
-        if decision is None:
+        run = self._of(notice.partition).runs.get(data["run_id"])
+        if run is None:
             return
-        run = {"run": {"state": data["outcome"], "finished": data}}
-        known = update_incident(
-            self._settings.state, decision.incident, id_=notice.id, what=data["outcome"], text=data["reason"], now=now, changes=run
-        )
-        if known is not None and self._settings.alerts.slack:
-            links = {"incident": str(incident_folder(self._settings.state, decision.incident))}
-            self._outbox.put(f"{notice.id}:slack", "slack", outcome_message(data, links).payload(), now=now)
+        state, incident = self._settings.state, run["incident"]
+        changes = {"run": {"state": data["outcome"], "finished": data}}
+        told = {"id_": notice.id, "what": data["outcome"], "text": data["reason"], "now": now, "changes": changes}
+        known = self._record(lambda: update_incident(state, incident, **told))
+        if self._settings.alerts.slack and (run["acted"] or known):
+            message = outcome_message(data, {"incident": str(incident_folder(state, incident))} if known else {})
+            item = Item(f"{notice.id}:slack", "slack", message.payload())
+            self._outbox.put_all([item], partition=notice.partition, model=notice.model, now=now)
+
+    def _record(self, write: Callable[[], object]) -> bool:
+        try:
+            return write() is not None
+        except ActionError as error:
+            log.error("the incident is not recorded: %s", error)
+            return False
 
     def _run(self, decision: Decision) -> dict[str, Any]:
         verdict = decision.verdict
@@ -131,10 +168,15 @@ class Dispatch:
         return True
 
     def _log_change(self, verdict: Verdict) -> None:
-        if verdict.drift != self._drifting.get(verdict.model, False):
-            self._drifting[verdict.model] = verdict.drift
-            state = f"over the limit ({', '.join(verdict.breached)})" if verdict.drift else "within its limits again"
-            log.info("%s version %s: window %d is %s", verdict.model, verdict.version, verdict.number, state)
+        drifting = self._of(verdict.window.partition).drifting
+        if verdict.drift == (verdict.model in drifting):
+            return
+        if verdict.drift:
+            drifting.append(verdict.model)
+        else:
+            drifting.remove(verdict.model)
+        state = f"over the limit ({', '.join(verdict.breached)})" if verdict.drift else "within its limits again"
+        log.info("%s version %s: window %d is %s", verdict.model, verdict.version, verdict.number, state)
 
 
 def run_parameters(settings: Settings, model: str, retraining: RetrainingSettings) -> dict[str, str | int | float | bool]:

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -20,6 +20,7 @@ from inference.pairing import ANNOTATION
 from streaming.detectors import DetectorSpec
 from streaming.located_yaml import Located, Steps, read_yaml
 
+_Model = TypeVar("_Model", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _MODEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
@@ -169,6 +170,56 @@ class AlertSettings(_Frozen):
     webhook: WebhookSettings | None = None
 
 
+class WatchSettings(_Frozen):
+    """The watcher as one of several: members of one `group` share the log's partitions and one place for snapshots.
+
+    `member` names this one (static membership: a restart within `session` moves no partition); after `session` without a sign
+    of life the others get its partitions. `snapshots` is a folder or an fsspec URL, by default a folder in `state`.
+    """
+
+    group: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")] = "driftloop"
+    member: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")] | None = None
+    session: Annotated[Seconds, Field(ge=6, le=1800)] = 30.0
+    snapshots: str = ""
+    snapshot_every: Annotated[Seconds, Field(gt=0)] = 30.0
+
+
+class TeeSettings(_Frozen):
+    """A second receiver of every event that the gateway accepts, for example TrustyAI or a Knative broker; best effort."""
+
+    url: SecretUrl
+    timeout: Annotated[Seconds, Field(gt=0, le=60)] = 5.0
+    connections: int = Field(default=4, ge=1, le=64)
+    max_events: int = Field(default=10_000, ge=1)
+    max_bytes: int = Field(default=64_000_000, ge=1)
+    ca: Path | None = None
+
+
+class GatewaySettings(_Frozen):
+    """How the gateway is run; what its command line says counts more. Sizes are in bytes.
+
+    `spool` is where events wait for a log on the network. `token`: who posts must show it. `close_connections`: after each answer,
+    as KServe's agent needs over TLS (else it leaks a connection an event). `drain`: how long an ending gateway carries its spool on.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8090, ge=0, le=65_535)
+    spool: Path = Path(".driftloop/spool")
+    spool_bytes: int = Field(default=2_000_000_000, ge=1_000_000)
+    drain: Annotated[Seconds, Field(le=3600)] = 10.0
+    max_body: int = Field(default=1_000_000, ge=1_000, le=100_000_000)
+    token: Annotated[SecretStr, Field(min_length=8)] | None = None
+    close_connections: bool = False
+    tee: TeeSettings | None = None
+
+    def placed(self, folder: Path) -> "GatewaySettings":
+        """The same with its paths made absolute, relative ones from `folder`."""
+        tee = self.tee
+        if tee is not None and tee.ca is not None:
+            tee = tee.model_copy(update={"ca": (folder / tee.ca).resolve()})
+        return self.model_copy(update={"spool": (folder / self.spool).resolve(), "tee": tee})
+
+
 def _model_name(name: str) -> str:
     if not _MODEL.fullmatch(name):
         raise ValueError("a model is named NAMESPACE/INFERENCESERVICE in lower case, for example default/iris-sklearn")
@@ -184,30 +235,61 @@ class Settings(_Frozen):
     version_annotation: str = ANNOTATION
     models: dict[Annotated[str, AfterValidator(_model_name)], ModelSettings] = Field(min_length=1)
     alerts: AlertSettings = AlertSettings()
+    reports: bool = True
+    watch: WatchSettings = WatchSettings()
+    gateway: GatewaySettings = GatewaySettings()
     max_decision_age: Seconds = 3600.0
 
     def placed(self, folder: Path) -> "Settings":
         """The same with its paths made absolute, relative ones from `folder`."""
         paths: dict[str, Any] = {name: (folder / getattr(self, name)).resolve() for name in ("repository", "state")}
-        if not is_remote(self.log.url):
-            url = f"embedded:{(folder / self.log.url.removeprefix('embedded:')).resolve()}"
-            paths["log"] = self.log.model_copy(update={"url": url})
+        paths |= {"log": _placed_log(self.log, folder), "gateway": self.gateway.placed(folder)}
+        snapshots = self.watch.snapshots or str(self.state / "snapshots")
+        if "://" not in snapshots:
+            paths["watch"] = self.watch.model_copy(update={"snapshots": str((folder / snapshots).resolve())})
         return self.model_copy(update=paths)
 
 
-def load_settings(path: Path, environ: Mapping[str, str] | None = None, *, alerts: bool = True) -> Settings:
+class GatewayPart(_Frozen):
+    """The two parts of the file that the gateway reads."""
+
+    log: Connection = Settings.model_fields["log"].default
+    gateway: GatewaySettings = GatewaySettings()
+
+
+def load_settings(path: Path, environ: Mapping[str, str] | None = None, *, alerts: bool = True, gateway: bool = True) -> Settings:
     """Read and check the file; SettingsError lists every problem as `FILE:LINE: path: what is wrong`.
 
-    With `alerts` False nobody will be told anything: that part is left out, and its secrets need not be there.
+    With `alerts` False nobody will be told anything: that part is left out, and its secrets need not be there; `gateway` likewise.
     """
     located = read_yaml(path)
-    if not alerts:
-        located.value.pop("alerts", None)
+    for part, wanted in (("alerts", alerts), ("gateway", gateway)):
+        if not wanted:
+            located.value.pop(part, None)
+    return _checked(located, Settings, environ).placed(path.resolve().parent)
+
+
+def load_gateway(path: Path, environ: Mapping[str, str] | None = None) -> GatewayPart:
+    """The gateway's part of the file, as `load_settings`; what only other commands need is not looked at, nor are its secrets."""
+    located = read_yaml(path)
+    for part in Settings.model_fields.keys() - GatewayPart.model_fields.keys():
+        located.value.pop(part, None)
+    read, folder = _checked(located, GatewayPart, environ), path.resolve().parent
+    return GatewayPart(log=_placed_log(read.log, folder), gateway=read.gateway.placed(folder))
+
+
+def _placed_log(log: Connection, folder: Path) -> Connection:
+    if is_remote(log.url):
+        return log
+    return log.model_copy(update={"url": f"embedded:{(folder / log.url.removeprefix('embedded:')).resolve()}"})
+
+
+def _checked(located: Located, model: type[_Model], environ: Mapping[str, str] | None) -> _Model:
     problems: dict[Steps, str] = {}
     document = _filled(located, os.environ if environ is None else environ, problems)
-    settings: Settings | None = None
+    settings: _Model | None = None
     try:
-        settings = Settings.model_validate(document)
+        settings = model.model_validate(document)
     except ValidationError as error:
         for problem in error.errors(include_input=False, include_url=False):
             where = _path(located, problem["loc"])
@@ -218,7 +300,7 @@ def load_settings(path: Path, environ: Mapping[str, str] | None = None, *, alert
                 problems[where] += f"; {_message(problem)}"
     if problems or settings is None:
         raise SettingsError([f"{located.place(where)}: {problems[where]}" for where in sorted(problems, key=located.line)])
-    return settings.placed(path.resolve().parent)
+    return settings
 
 
 def _filled(located: Located, environ: Mapping[str, str], problems: dict[Steps, str]) -> Any:

@@ -10,10 +10,11 @@ from typing import Any, Self
 
 import orjson
 
-from inference.event import PROMOTED, REQUEST, RESPONSE, RETRAINING_FINISHED, Event, deterministic_id, own_event
+from inference.event import ACTION_FINISHED, PROMOTED, REQUEST, RESPONSE, RETRAINING_FINISHED, Event, deterministic_id, own_event
 from inference.log import Record
 from inference.pairing import ANNOTATION
 from pipelines.submit import RunRequest, RunState
+from streaming.actions.outbox import Item, Outbox
 
 _MAX_BODY = 16 * 1024 * 1024
 
@@ -213,3 +214,20 @@ def finished(model: str, run_id: str, outcome: str = "kept", version: str = "") 
 def records(events: Iterable[Event], *, partition: int = 0, first: int = 0, every: float = 1.0) -> list[Record]:
     """Events as they would stand on one partition, `every` seconds apart."""
     return [Record(partition, first + number, every * (first + number), event) for number, event in enumerate(events)]
+
+
+def open_outbox(events: list[Event], *, state: Sequence[Mapping[str, Any]] = (), clock: Callable[[], float] = time.time) -> Outbox:
+    """An outbox whose partition 0 is open, with the entries of `state`; what it tells the log is added to `events`."""
+    outbox = Outbox(events.append, clock=clock)
+    outbox.open(0, state)
+    return outbox
+
+
+def put(outbox: Outbox, key: str, kind: str, payload: Mapping[str, Any], *, now: float, not_before: float = 0.0) -> bool:
+    """Put one entry of "default/iris" on partition 0; False when its key is known."""
+    return outbox.put_all([Item(key, kind, payload, not_before)], partition=0, model="default/iris", now=now) == 1
+
+
+def told_ends(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """What the log was told about entries that came to an end: {"key", "kind", "end", "note"} each."""
+    return [orjson.loads(event.data) for event in events if event.type == ACTION_FINISHED]

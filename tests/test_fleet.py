@@ -1,5 +1,6 @@
 """The fleet: pairs, versions, verdicts and decisions from records alone, the same wherever a batch is cut."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -202,10 +203,76 @@ def test_missing_values_are_no_crash_and_no_drift_of_the_rest():
     assert [f.unknown for f in verdict.findings if f.feature == "x" and f.limit == "ks"] == ["the window has no values"]
 
 
+def test_a_promotion_or_an_end_of_a_run_that_comes_twice_is_told_once():
+    events = [promotion(MODEL, "1"), promotion(MODEL, "2", "1"), finished(MODEL, "r")]
+    doubled = fleet()
+    outcomes = doubled.feed(records(events + events))
+    assert [(one.kind, one.version) for one in outcomes] == [("promoted", "1"), ("promoted", "2"), ("retraining_finished", "")]
+    assert doubled.status()["models"][MODEL]["version"] == "2", "the repeat of an old promotion does not bring the old version back"
+    assert doubled.status()["models"][MODEL]["counts"]["duplicate_messages"] == 3
+
+
+def test_another_source_id_or_type_is_another_message():
+    first = promotion(MODEL, "1")
+    back = [promotion(MODEL, "2"), replace(first, id="another")]
+    again = [promotion(MODEL, "2"), replace(first, source="another")]
+    ended = [replace(finished(MODEL, "r"), id=first.id, source=first.source)]
+    for others in (back, again, ended):
+        assert len(fleet().feed(records([first, *others]))) == 1 + len(others)
+
+
+def test_many_labels_do_not_make_a_promotion_forgotten():
+    labels = [own_event(LABEL, {"prediction_id": "p", "labels": [1]}, model=MODEL, source="s", id_=f"l{n}", now=0.0) for n in range(1100)]
+    events = [promotion(MODEL, "1"), promotion(MODEL, "2"), *labels, promotion(MODEL, "1"), labels[-1], labels[0]]
+    reading = fleet()
+    assert [one.version for one in reading.feed(records(events))] == ["1", "2"]
+    counts = reading.status()["models"][MODEL]["counts"]
+    assert (counts["labels"], counts["duplicate_messages"]) == (1101, 2), "the last 1,000 labels are known, the first is not"
+
+
+def test_every_outcome_names_its_partition():
+    outcomes = fleet(live="1").feed([replace(record, partition=5) for record in records(story())])
+    assert {one.partition for one in outcomes if isinstance(one, Notice)} == {5}
+    assert {one.window.partition for one in outcomes if isinstance(one, Verdict)} == {5}
+    assert {one.verdict.window.partition for one in outcomes if isinstance(one, Decision)} == {5}
+    assert all(one.as_dict()["partition"] == 5 for one in outcomes if isinstance(one, Notice))
+    (lost,) = [o for o in fleet(live="9").feed(records(traffic(1, 0.0), partition=6)) if isinstance(o, Notice)]
+    assert (lost.kind, lost.partition) == ("unmonitored", 6)
+
+
+def test_partitions_do_not_know_of_each_other():
+    alone = fleet().feed(records(story()))
+    both = fleet()
+    mixed = [record for pair in zip(records(story()), records(story(), partition=1), strict=True) for record in pair]
+    outcomes = both.feed(mixed)
+    assert [o for o in outcomes if not isinstance(o, Notice) and getattr(o, "verdict", o).window.partition == 0] == [
+        o for o in alone if not isinstance(o, Notice)
+    ]
+    assert len(outcomes) == 2 * len(alone)
+
+
+def test_a_model_on_two_partitions_is_shown_where_it_is_newest_with_the_counts_of_both():
+    wide = fleet()
+    wide.feed(records([promotion(MODEL, "1"), *traffic(60, 0.0)]))
+    later = records([promotion(MODEL, "2"), *traffic(20, 10.0)], partition=1)
+    wide.feed([replace(record, timestamp=record.timestamp + 1000.0) for record in later])
+    shown = wide.status()["models"][MODEL]
+    assert (shown["version"], shown["predictions"], shown["counts"]["predictions"], shown["counts"]["paired"]) == ("2", 20, 80, 80)
+    wide.forget(1)
+    shown = wide.status()["models"][MODEL]
+    assert (shown["version"], shown["predictions"], shown["counts"]["predictions"]) == ("1", 60, 60)
+    wide.forget(0)
+    assert wide.status()["models"][MODEL] == fleet().status()["models"][MODEL]
+
+
 def test_a_model_nobody_configured_is_counted_and_left_alone():
     strange = fleet()
     assert strange.feed(records(prediction("other/model", "1", [[1.0]], [1]))) == []
-    assert strange.status()["unknown_models"] == {"other/model": 2}
+    strange.feed(records(prediction("other/model", "2", [[1.0]], [1]), partition=1))
+    assert strange.status()["unknown_models"] == {"other/model": 4}
+    strange.feed(records([event for n in range(1010) for event in prediction(f"other/m{n}", "1", [[1.0]], [1])]))
+    assert len(strange.status()["unknown_models"]) == 1001
+    assert strange.status()["unknown_models"]["(others)"] == 22
 
 
 def test_a_finished_run_lets_the_next_one_start_after_the_cool_down():

@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from inference.errors import ActionError
+from inference.event import Event
 from inference.versions import Feature, Schema
 from streaming.actions.incident import (
     incident_folder,
@@ -22,10 +23,11 @@ from streaming.actions.incident import (
     read_window,
     update_incident,
 )
-from streaming.actions.outbox import Entry, Outbox
+from streaming.actions.outbox import Entry
 from streaming.actions.worker import Worker
 from streaming.core.verdict import Decision, Finding, Span, Verdict
 from streaming.report import POLICY, RenderReport, report_payload
+from streaming.testing import open_outbox, put, told_ends
 
 SPAN = Span(0, 10, 19, 1_800_000_000.0, 1_800_000_009.0)
 SCHEMA = Schema((Feature("petal", "numeric"), Feature("colour", "categorical")), "categorical", "species")
@@ -248,11 +250,11 @@ def test_the_report_is_rendered_offline_names_the_features_and_runs_nothing_that
         "prediction": (2.0, 2.0, 1.0, 1.0) * 10,
     }
     folder = open_incident(tmp_path / "state", decision(evidence=window), now=1.0)
-    outbox = Outbox(tmp_path / "outbox.db")
-    outbox.put("d1:report", "report", report_payload("inc-1", reference_file(tmp_path), NASTY_SCHEMA), now=time.time())
+    told: list[Event] = []
+    outbox = open_outbox(told)
+    put(outbox, "d1:report", "report", report_payload("inc-1", reference_file(tmp_path), NASTY_SCHEMA), now=time.time())
     assert Worker(outbox, {"report": RenderReport(tmp_path / "state")}, policies={"report": POLICY}).run_due() == 1
-    (entry,) = outbox.entries()
-    assert (entry.state, entry.last_error, entry.note) == ("done", "", str(folder / "report.html"))
+    assert told_ends(told) == [{"key": "d1:report", "kind": "report", "end": "done", "note": str(folder / "report.html")}]
 
     page = (folder / "report.html").read_text(encoding="utf-8")
     parsed = Scripts()
@@ -281,7 +283,7 @@ def test_the_report_is_rendered_offline_names_the_features_and_runs_nothing_that
 
 
 def entry(payload: dict[str, Any]) -> Entry:
-    return Entry("k", "report", payload, "pending", 0, 0.0, 0.0, "", "")
+    return Entry("k", "report", payload, "default/iris", 0, created=0.0, next_at=0.0)
 
 
 def test_a_report_that_takes_too_long_is_cut_off(tmp_path: Path) -> None:

@@ -1,14 +1,26 @@
 """Limits: quiet on what the reference knows, over on what it does not, and clear about what they cannot judge."""
 
+import os
+import pickle
+import random
+from collections import deque
+from typing import get_args
+
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from inference.errors import SettingsError
+from inference.errors import SettingsError, SnapshotError
 from inference.versions import Feature, Schema
 from streaming.core.limits import DetectorLimit, EvidentlyLimit, drift_began
 from streaming.core.reference import prepare
+from streaming.core.statistics import ALLOWED_KINDS
 from streaming.core.window import CountWindow
-from streaming.detectors import Adwin, Kswin, PageHinkley
+from streaming.detectors import Adwin, DetectorSpec, Kswin, PageHinkley
+from streaming.detectors.river import MAX_STATE
 
 SCHEMA = Schema((Feature("x", "numeric"), Feature("y", "numeric"), Feature("c", "categorical")), "categorical", "t")
 DETECTORS = [Adwin(), PageHinkley(), Kswin()]
@@ -137,3 +149,243 @@ def test_the_estimate_of_where_drift_began_is_near(began):
     mixed = {name: before[name][:began] + after[name][began:] for name in before}
     findings, _, window = judged(EvidentlyLimit("l", "ks", 1e-3), mixed)
     assert abs(drift_began(window, REFERENCE, findings) - began) <= 8
+
+
+# State
+
+UNION = get_args(get_args(DetectorSpec)[0])
+KEEN = {"adwin": Adwin(delta=0.2), "page_hinkley": PageHinkley(threshold=5.0), "kswin": Kswin(alpha=0.1)}
+LIMITS = [
+    *(EvidentlyLimit(f"e-{test}", test) for test in ("auto", *ALLOWED_KINDS)),
+    *(DetectorLimit(f"d-{kind}", kind, spec.build, settings=spec.settings) for kind, spec in KEEN.items()),
+]
+
+
+def signal(rows):
+    """Ranks that change their level every few hundred values."""
+    rng = np.random.default_rng(4)
+    return [float(rng.uniform(0.0, 1.0) if row // 300 % 2 == 0 else rng.uniform(0.7, 1.0)) for row in range(rows)]
+
+
+def river_state(kind, fed=700):
+    detector = KEEN[kind].build(3, 2)
+    for value in signal(fed):
+        detector.update(value)
+    return detector.state()
+
+
+def crafted(pickled):
+    return river_state("adwin").partition(b"\n")[0] + b"\n" + pickled
+
+
+def test_every_detector_of_the_union_is_tried_here():
+    assert {spec.model_fields["kind"].default for spec in UNION} == KEEN.keys()
+
+
+@pytest.mark.parametrize("kind", KEEN)
+def test_a_restored_detector_goes_on_bit_for_bit(kind):
+    rows = 2400
+    straight, restarted = KEEN[kind].build(3, 2), KEEN[kind].build(3, 2)
+    cuts = set(random.Random(2).sample(range(rows), 25))
+    detections = 0
+    for row, value in enumerate(signal(rows)):
+        if row in cuts:
+            state = restarted.state()
+            restarted = KEEN[kind].build(3, 2)
+            restarted.restore(state)
+            assert restarted.state() == state == straight.state()
+        detected = straight.update(value)
+        assert restarted.update(value) is detected
+        detections += detected
+    assert detections >= 4, "the stream has changes before and after restarts"
+    assert restarted.state() == straight.state()
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit.name)
+def test_a_restored_judge_says_what_an_undisturbed_one_says(limit):
+    window, straight, restarted = CountWindow(60, 20).build(REFERENCE.columns), limit.build(REFERENCE, 60), limit.build(REFERENCE, 60)
+    breaches = 0
+    for number in range(16):
+        part = sample(number, 20, shift=3.0 * (number // 4 % 2))
+        arrays = [column.array(part[column.name]) for column in REFERENCE.columns]
+        list(window.extend(arrays, np.arange(20), np.zeros(20)))
+        anew = limit.build(REFERENCE, 60)
+        assert anew.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(restarted.state()))) == ""
+        restarted = anew
+        for judge in (straight, restarted):
+            judge.observe(arrays)
+        assert restarted.state() == straight.state()
+        said = straight.judge(window)
+        assert repr(restarted.judge(window)) == repr(said)
+        breaches += said[1]
+    assert breaches or limit.name in ("e-chisquare", "e-z")
+
+
+def test_a_broken_detector_stays_broken_and_is_not_asked_for_its_memory():
+    class Broken:
+        def update(self, value):
+            raise ZeroDivisionError("inside")
+
+    limit = DetectorLimit("d", "broken", lambda seed, signals: Broken())
+    judge, anew = limit.build(REFERENCE, 60), limit.build(REFERENCE, 60)
+    judge.observe([column.array(sample(1, 20)[column.name]) for column in REFERENCE.columns])
+    assert anew.restore(judge.state()) == ""
+    assert anew.state() == judge.state()
+    assert all("ZeroDivisionError" in broken for broken in anew.state()["broken"])
+
+
+@pytest.mark.parametrize("changed", [{"broken": ["", ""]}, {"detected": [[]]}, {"detectors": [b""]}, {"rows": None}])
+def test_a_memory_of_other_columns_is_refused(changed):
+    limit = LIMITS[-1]
+    state = limit.build(REFERENCE, 60).state()
+    with pytest.raises(ValueError):
+        limit.build(REFERENCE, 60).restore({**state, **changed})
+
+
+class Attack:
+    def __reduce__(self):
+        return os.system, ("echo attacked",)
+
+
+class Named:
+    """A pickle of `module.name`, called with `arguments`."""
+
+    def __init__(self, module, name, *arguments):
+        self.pickled = b"".join(
+            [
+                b"\x80\x04",
+                *(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name)),
+                b"\x93",
+                pickle.dumps(arguments, 4)[2:-1] if arguments else b")",
+                b"R.",
+            ]
+        )
+
+
+ATTACKS = {
+    "os.system": (pickle.dumps(Attack()), r"(posix|nt)\.system"),
+    "eval": (Named("builtins", "eval", "1/0").pickled, r"builtins\.eval"),
+    "import": (Named("builtins", "__import__", "os").pickled, r"builtins\.__import__"),
+    "a path through an allowed class": (
+        Named("river.drift.page_hinkley", "PageHinkley.__init__.__globals__").pickled,
+        "PageHinkley.__init__",
+    ),
+    "an attribute of a text": (Named("builtins", "getattr", "x", "__class__").pickled, "'__class__' of a str"),
+    "a class of another detector": (pickle.dumps(deque([1])), r"collections\.deque"),
+    "no detector": (pickle.dumps({"a": 1}), "of a dict"),
+    "nothing": (b"", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("pickled", "says"), ATTACKS.values(), ids=ATTACKS)
+def test_a_pickle_that_names_anything_else_is_refused_and_runs_nothing(pickled, says, capfd):
+    for kind in ("adwin", "page_hinkley"):
+        detector = KEEN[kind].build(3, 2)
+        before = detector.state()
+        with pytest.raises(SnapshotError, match=says):
+            detector.restore(crafted(pickled))
+        assert detector.state() == before
+    assert "attacked" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["update", "_reset", "__class__", "__init__", "__reduce__", "_test_increase"])
+def test_of_a_detectors_own_attributes_only_the_one_it_needs_may_be_named(name):
+    whole = river_state("page_hinkley").partition(b"\n")[2]
+    assert b"_test_both" in whole
+    old, new = (b"\x8c" + bytes([len(text)]) + text.encode() for text in ("_test_both", name))
+    # Without the frame's length, which the change makes wrong.
+    changed = b"\x80\x05" + whole[11:].replace(old, new)
+    with pytest.raises(SnapshotError, match=f"the attribute '{name}' of a PageHinkley"):
+        KEEN["page_hinkley"].build(3, 2).restore(crafted(changed))
+    KEEN["page_hinkley"].build(3, 2).restore(crafted(b"\x80\x05" + whole[11:]))
+
+
+@pytest.mark.parametrize("kind", KEEN)
+def test_the_memory_of_another_detector_version_or_size_is_refused(kind):
+    others = [other for other in KEEN if other != kind]
+    _, _, pickled = river_state(kind).partition(b"\n")
+    foreign = r"names river|of a \w+, not of a"
+    says = {river_state(other): foreign for other in others} | {b"0.1.0\n" + pickled: "by river 0.1.0", b"": "by river ,"}
+    for wrong, match in (says | {crafted(pickled + b" " * MAX_STATE): f"at most {MAX_STATE}"}).items():
+        with pytest.raises(SnapshotError, match=match):
+            KEEN[kind].build(3, 2).restore(wrong)
+
+
+@settings(max_examples=60, deadline=None)
+@given(kind=st.sampled_from([*KEEN]), data=st.data())
+def test_damaged_memory_is_a_snapshot_error_or_a_detector_that_at_worst_fails(kind, data):
+    head, _, pickled = river_state(kind, 120).partition(b"\n")
+    damaged = bytearray(pickled)
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.one_of(st.just(len(damaged)), st.integers(0, len(damaged))))
+    detector = KEEN[kind].build(3, 2)
+    try:
+        detector.restore(head + b"\n" + bytes(damaged[:cut]))
+        for value in signal(70):
+            detector.update(value)
+    except Exception as error:
+        assert type(error).__name__ != "PanicException"
+
+
+def test_a_panic_inside_river_is_a_finding_and_no_end_of_the_process():
+    limit = LIMITS[-3]
+    state = limit.build(REFERENCE, 60).state()
+    head, _, pickled = river_state("adwin").partition(b"\n")
+    chosen = random.Random(1)
+    columns = [column.array(sample(1, 60)[column.name]) for column in REFERENCE.columns]
+    for _ in range(500):
+        damaged = bytearray(pickled)
+        damaged[chosen.randrange(len(damaged))] = chosen.randrange(256)
+        judge = limit.build(REFERENCE, 60)
+        if judge.restore({**state, "detectors": [head + b"\n" + bytes(damaged)] * len(state["detectors"])}):
+            continue
+        judge.observe(columns)
+        if any("river panicked" in broken for broken in judge.state()["broken"]):
+            return
+    pytest.fail("no damage made river panic")
+
+
+# Fingerprints
+
+
+def variants(spec):
+    """The spec with each of its settings changed, one at a time."""
+    for name, value in spec:
+        if name != "kind":
+            yield type(spec)(**{**spec.model_dump(), name: value / 2 if isinstance(value, float) else value + 1})
+
+
+@pytest.mark.parametrize("kind", KEEN)
+def test_every_setting_of_a_detector_counts_in_the_fingerprint(kind):
+    spec = KEEN[kind]
+    settings_of = {one.settings for one in (spec, *variants(spec))}
+    assert len(settings_of) == len(type(spec).model_fields), "all but kind, and the spec itself"
+    assert type(spec)(**spec.model_dump()).settings == spec.settings
+    assert isinstance(spec, BaseModel)
+    prints = {DetectorLimit("d", kind, spec.build, settings=text).fingerprint for text in settings_of}
+    assert len(prints) == len(settings_of)
+
+
+def test_every_field_of_a_limit_counts_in_the_fingerprint():
+    evidently = [
+        ("l",),
+        ("m",),
+        ("l", "ks"),
+        ("l", "ks", 0.1),
+        ("l", "ks", 0.1, 0.5),
+        ("l", "ks", 0.1, 0.5, ("x",)),
+        ("l", "ks", None, None, ("x",)),
+    ]
+    build = Adwin().build
+    detectors = [
+        ("l", "adwin", build),
+        ("m", "adwin", build),
+        ("l", "kswin", build),
+        ("l", "adwin", build, ("x",)),
+        ("l", "adwin", build, None, "s"),
+    ]
+    limits = [*(EvidentlyLimit(*fields) for fields in evidently), *(DetectorLimit(*fields) for fields in detectors)]
+    assert len({limit.fingerprint for limit in limits}) == len(limits)
+    assert EvidentlyLimit("l", "ks", 0.1).fingerprint == EvidentlyLimit("l", "ks", 0.1).fingerprint
+    assert DetectorLimit(*detectors[0]).fingerprint == DetectorLimit("l", "adwin", Adwin().build).fingerprint, "whoever makes the detectors"

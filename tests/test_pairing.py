@@ -3,20 +3,21 @@
 import base64
 import gzip
 import json
-import pickle
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.event import LABEL, REQUEST, RESPONSE, Event, from_http
 from inference.log import Record
-from inference.pairing import ANNOTATION, MAX_SAME_ID, Counts, Pair, Pairing
+from inference.pairing import ANNOTATION, MAX_SAME_ID, Counts, Identities, Pair, Pairing
 
 RECORDING = Path(__file__).parent / "recordings" / "kserve-logger-all.jsonl.gz"
 
@@ -234,6 +235,7 @@ def identities(pairs: list[Pair]) -> set[tuple[str, str]]:
     return {(pair.request.event.id, pair.response.event.time) for pair in pairs}
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.randoms(use_true_random=False))
 def test_the_order_of_arrival_does_not_change_which_halves_pair(seed: int, shuffler: random.Random) -> None:
     events = scenario(seed)
@@ -245,6 +247,7 @@ def test_the_order_of_arrival_does_not_change_which_halves_pair(seed: int, shuff
     assert shuffled.counts == straight.counts
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.lists(st.tuples(st.integers(0, 59), st.integers(0, 70)), max_size=20))
 def test_duplicates_anywhere_change_nothing(seed: int, repeats: list[tuple[int, int]]) -> None:
     events = scenario(seed)
@@ -258,6 +261,7 @@ def test_duplicates_anywhere_change_nothing(seed: int, repeats: list[tuple[int, 
     assert pairing.counts.duplicates == len(repeats)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.lists(st.integers(0, 59), max_size=20))
 def test_late_duplicates_change_neither_pairs_nor_who_expires(seed: int, repeats: list[int]) -> None:
     events = scenario(seed)
@@ -279,6 +283,7 @@ HALVES = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(HALVES, max_size=80), st.integers(1, 6), st.integers(1, 60))
 def test_what_waits_never_exceeds_the_bounds_and_every_half_is_accounted_for(
     halves: list[tuple[str, str, int, float, int]], capacity: int, capacity_bytes: int
@@ -299,18 +304,71 @@ def test_what_waits_never_exceeds_the_bounds_and_every_half_is_accounted_for(
             assert waiting.pop(min(pair.request.offset, pair.response.offset)) is not None
 
 
-@given(st.lists(HALVES, max_size=80), st.lists(st.integers(0, 80), max_size=5))
-def test_a_pickled_restart_anywhere_changes_nothing(halves: list[tuple[str, str, int, float, int]], cuts: list[int]) -> None:
-    records = [
-        Record(0, offset, timestamp, half(kind, id_, at=f"{at:02}", data=bytes(size)))
-        for offset, (kind, id_, at, timestamp, size) in enumerate(halves)
-    ]
-    straight, restarted = Pairing(wait=20, capacity=5), Pairing(wait=20, capacity=5)
+SAID = st.sampled_from(["", '{"driftloop.io/model-version": "1"}', '{"driftloop.io/model-version": "2"}'])
+TIMES = st.sampled_from(["", "00", "01", "02", "59"])
+TYPES = st.sampled_from([None, "application/json"])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(HALVES, SAID, TIMES, TYPES, st.binary(max_size=9)), max_size=80), st.integers(1, 9))
+def test_a_restart_anywhere_changes_nothing(halves: list[Any], every: int) -> None:
+    records = []
+    for offset, ((kind, id_, _, timestamp, _), said, at, content_type, data) in enumerate(halves):
+        event = half(kind, id_, at=at, data=data, annotations=said)
+        records.append(Record(0, offset, timestamp, replace(event, datacontenttype=content_type)))
+    bounds: dict[str, Any] = {"wait": 20, "capacity": 5, "horizon": 12, "capacity_bytes": 30}
+    straight, restarted = Pairing(**bounds), Pairing(**bounds)
     for record in records:
-        if record.offset in cuts:
-            restarted = pickle.loads(pickle.dumps(restarted))
+        if record.offset % every == 0:
+            state = msgspec.msgpack.encode(restarted.state())
+            restarted = Pairing(**bounds)
+            restarted.restore(msgspec.msgpack.decode(state))
+            assert msgspec.msgpack.encode(restarted.state()) == state
         assert restarted.add(record) == straight.add(record)
         assert restarted.counts == straight.counts
+    assert msgspec.msgpack.encode(restarted.state()) == msgspec.msgpack.encode(straight.state())
+
+
+def test_log_time_does_not_step_back_at_a_restart() -> None:
+    pairing, restarted = Pairing(wait=10), Pairing(wait=10)
+    pairing.add(Record(0, 0, 100.0, half(REQUEST, "a")))
+    restarted.restore(pairing.state())
+    for which in (pairing, restarted):
+        which.add(Record(0, 1, 5.0, half(REQUEST, "b")))
+        which.add(Record(0, 2, 109.0, half(RESPONSE, "b")))
+        assert which.counts == Counts(1, 0, 0, 0, 1, 0), "b came at 100, as far as log time goes"
+    assert restarted.state() == pairing.state()
+
+
+def test_a_memory_of_more_identities_than_the_horizon_keeps_the_newest() -> None:
+    long, short = Identities(10), Identities(3)
+    assert [long.repeats(("s", number)) for number in [*range(10), 9, 0]] == [False] * 10 + [True, True]
+    short.restore(long.state())
+    assert short.state() == long.state()[-3 * 16 :]
+    assert [short.repeats(("s", number)) for number in (7, 8, 9, 6)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("state", [b"x", b"x" * 17, b"x" * 32])
+def test_bytes_that_are_no_different_identities_are_refused(state: bytes) -> None:
+    with pytest.raises(ValueError, match="no different digests"):
+        Identities(10).restore(state)
+
+
+def test_a_state_whose_halves_are_numbered_wrong_is_refused() -> None:
+    pairing = Pairing()
+    fed(pairing, [half(REQUEST, "a"), half(REQUEST, "b")])
+    state = pairing.state()
+    twice, beyond = {**state, "halves": state["halves"][:1] * 2}, {**state, "serial": 1}
+    other = {**state, "halves": [[*state["halves"][0][:7], LABEL, *state["halves"][0][8:]]]}
+    for wrong in (twice, beyond, other):
+        with pytest.raises(ValueError, match="number"):
+            Pairing().restore(wrong)
+
+
+def test_the_default_memory_is_small() -> None:
+    pairing = Pairing()
+    fed(pairing, [half(REQUEST, f"{number}") for number in range(50_010)])
+    assert len(pairing.state()["seen"]) == 50_000 * 16
 
 
 # What KServe's logger really sent
@@ -338,7 +396,7 @@ def test_the_recording_holds_104_pairs_and_6_lone_requests() -> None:
     assert {pair.version for pair in fed(Pairing(), events)} == {""}
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_the_recording_pairs_the_same_in_any_order_and_twice_over(shuffler: random.Random) -> None:
     events = recorded() * 2

@@ -3,37 +3,38 @@
 from typing import Any
 
 import orjson
-import pytest
 
 from inference.errors import ActionError, LogUnavailable
 from inference.event import RETRAINING_FINISHED, Event, deterministic_id
 from pipelines.publish import SOURCE
 from pipelines.submit import RunState
-from streaming.actions.outbox import Outbox
+from streaming.actions.outbox import MAX_NOTE
 from streaming.actions.retrain import POLICY, Retrain, retrain_payload
 from streaming.actions.worker import Worker
-from streaming.testing import StandInRunner
+from streaming.testing import StandInRunner, open_outbox, put, told_ends
 
 
 class Loop:
     """An outbox with one retraining entry, a worker, a log that can be away, and a clock that jumps to the next try."""
 
-    def __init__(self, outbox: Outbox, runner: StandInRunner, **options: Any) -> None:
-        self.outbox, self.runner, self.now = outbox, runner, 1_000_000.0
+    def __init__(self, runner: StandInRunner, **options: Any) -> None:
+        self.runner, self.now = runner, 1_000_000.0
         self.log: list[Event] = []
         self.log_away = 0
         self.options = options
-        self.worker = self.fresh_worker()
-        outbox.put(
-            "run-1",
-            "retrain",
-            retrain_payload("run-1", "default/iris", {"rows": 300}, "drift in petal", metric="f1", margin=0.02),
-            now=self.now,
-        )
+        self.start([])
+        payload = retrain_payload("run-1", "default/iris", {"rows": 300}, "drift in petal", metric="f1", margin=0.02)
+        put(self.outbox, "run-1", "retrain", payload, now=self.now)
 
-    def fresh_worker(self) -> Worker:
+    def start(self, state: list[dict[str, Any]]) -> None:
+        self.ends: list[Event] = []
+        self.outbox = open_outbox(self.ends, state=state, clock=lambda: self.now)
         retrain = Retrain(self.runner, self.publish, clock=lambda: self.now, **self.options)
-        return Worker(self.outbox, {"retrain": retrain}, policies={"retrain": POLICY}, clock=lambda: self.now, chance=lambda: 0.0)
+        self.worker = Worker(self.outbox, {"retrain": retrain}, policies={"retrain": POLICY}, clock=lambda: self.now, chance=lambda: 0.0)
+
+    def restart(self) -> None:
+        """A new process with the newest snapshot."""
+        self.start(orjson.loads(orjson.dumps(self.outbox.state(0))))
 
     def publish(self, event: Event) -> None:
         if self.log_away:
@@ -43,14 +44,19 @@ class Loop:
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
-            (entry,) = self.outbox.entries()
-            self.now = max(self.now, entry.next_at)
+            for entry in self.outbox.entries():
+                self.now = max(self.now, entry.next_at)
             self.worker.run_due()
 
     @property
-    def state(self) -> tuple[str, str]:
-        (entry,) = self.outbox.entries()
-        return entry.state, entry.note
+    def pending(self) -> bool:
+        return bool(self.outbox.entries()) and not self.ends
+
+    @property
+    def end(self) -> tuple[str, str]:
+        assert not self.outbox.entries()
+        (end,) = told_ends(self.ends)
+        return end["end"], end["note"]
 
     def failure(self) -> str:
         """The reason in the one event on the log."""
@@ -74,20 +80,14 @@ class Loop:
             "margin": 0.02,
             "rows": 0,
         }
-        assert self.state == ("done", f"failed: {reason}")
+        # The note of an end is cut where an event's body would grow without bound.
+        assert self.end == ("done", f"failed: {reason}"[:MAX_NOTE])
         return str(reason)
 
 
-@pytest.fixture
-def outbox(tmp_path):
-    box = Outbox(tmp_path / "o.db")
-    yield box
-    box.close()
-
-
-def test_a_run_is_started_once_followed_and_done_without_an_event_of_ours(outbox: Outbox) -> None:
+def test_a_run_is_started_once_followed_and_done_without_an_event_of_ours() -> None:
     runner = StandInRunner()
-    loop = Loop(outbox, runner)
+    loop = Loop(runner)
     loop.step(5)
     (request,) = runner.started
     assert (request.run_id, request.model, request.parameters, request.description) == (
@@ -96,27 +96,27 @@ def test_a_run_is_started_once_followed_and_done_without_an_event_of_ours(outbox
         {"rows": 300},
         "drift in petal",
     )
-    assert loop.state[0] == "pending"
+    assert loop.pending
     runner.states["run-1"] = RunState("succeeded", "")
     loop.step()
-    assert loop.state == ("done", "run run-1 succeeded")
+    assert loop.end == ("done", "run run-1 succeeded")
     assert loop.log == []
 
 
-def test_a_restarted_watcher_follows_the_run_that_is_there(outbox: Outbox) -> None:
+def test_a_restarted_watcher_follows_the_run_that_is_there() -> None:
     runner = StandInRunner()
     runner.states["run-1"] = RunState("running", "")
-    loop = Loop(outbox, runner)
+    loop = Loop(runner)
     loop.step(3)
-    loop.worker = loop.fresh_worker()
+    loop.restart()
     loop.step(3)
     assert runner.started == []
-    assert loop.state[0] == "pending"
+    assert loop.pending
 
 
-def test_a_failed_run_is_told_with_its_reason(outbox: Outbox) -> None:
+def test_a_failed_run_is_told_with_its_reason() -> None:
     runner = StandInRunner()
-    loop = Loop(outbox, runner)
+    loop = Loop(runner)
     loop.step(2)
     runner.states["run-1"] = RunState("failed", "train: it broke " + "x" * 5000)
     loop.step()
@@ -124,9 +124,9 @@ def test_a_failed_run_is_told_with_its_reason(outbox: Outbox) -> None:
     assert reason.startswith("train: it broke") and len(reason) == 500
 
 
-def test_a_run_that_vanishes_is_told_but_a_moment_out_of_sight_is_not(outbox: Outbox) -> None:
+def test_a_run_that_vanishes_is_told_but_a_moment_out_of_sight_is_not() -> None:
     runner = StandInRunner()
-    loop = Loop(outbox, runner, vanished_after=10.0)
+    loop = Loop(runner, vanished_after=10.0)
     loop.step(2)
     kept = runner.states.pop("run-1")
     loop.step(8)
@@ -134,15 +134,15 @@ def test_a_run_that_vanishes_is_told_but_a_moment_out_of_sight_is_not(outbox: Ou
     loop.step(5)
     del runner.states["run-1"]
     loop.step(8)
-    assert loop.state[0] == "pending"
+    assert loop.pending
     loop.step(6)
     assert "vanished" in loop.failure()
     assert len(runner.started) == 1
 
 
-def test_a_run_that_vanishes_right_after_its_start_is_not_started_again(outbox: Outbox) -> None:
+def test_a_run_that_vanishes_right_after_its_start_is_not_started_again() -> None:
     runner = StandInRunner()
-    loop = Loop(outbox, runner)
+    loop = Loop(runner)
     loop.step()
     runner.states.clear()
     loop.step(12)
@@ -150,9 +150,9 @@ def test_a_run_that_vanishes_right_after_its_start_is_not_started_again(outbox: 
     assert len(runner.started) == 1
 
 
-def test_a_run_that_takes_too_long_is_stopped_and_told(outbox: Outbox) -> None:
+def test_a_run_that_takes_too_long_is_stopped_and_told() -> None:
     runner = StandInRunner()
-    loop = Loop(outbox, runner, max_run=20.0)
+    loop = Loop(runner, max_run=20.0)
     loop.step(21)
     assert runner.stopped == []
     loop.step(3)
@@ -160,62 +160,62 @@ def test_a_run_that_takes_too_long_is_stopped_and_told(outbox: Outbox) -> None:
     assert "longer than 20 s" in loop.failure()
 
 
-def test_the_age_of_a_run_counts_from_its_start_not_from_the_decision(outbox: Outbox) -> None:
+def test_the_age_of_a_run_counts_from_its_start_not_from_the_decision() -> None:
     runner = StandInRunner()
-    loop = Loop(outbox, runner, max_run=20.0)
+    loop = Loop(runner, max_run=20.0)
     loop.now += 500_000.0
     loop.step(10)
-    assert loop.state[0] == "pending"
+    assert loop.pending
     assert len(runner.started) == 1 and runner.stopped == []
 
 
-def test_a_start_that_fails_is_tried_again(outbox: Outbox) -> None:
+def test_a_start_that_fails_is_tried_again() -> None:
     runner = StandInRunner(start_errors=[OSError("no process"), ActionError("no route")])
-    loop = Loop(outbox, runner, start_attempts=5)
+    loop = Loop(runner, start_attempts=5)
     loop.step(4)
     assert len(runner.started) == 1
-    assert loop.state[0] == "pending" and loop.log == []
+    assert loop.pending and loop.log == []
 
 
-def test_a_start_that_fails_for_good_is_told(outbox: Outbox) -> None:
+def test_a_start_that_fails_for_good_is_told() -> None:
     runner = StandInRunner(start_errors=[OSError("no process")] * 9)
-    loop = Loop(outbox, runner, start_attempts=3)
+    loop = Loop(runner, start_attempts=3)
     loop.step(3)
     assert loop.failure() == "the run could not be started: no process"
     assert len(runner.start_errors) == 6
 
 
-def test_a_start_that_another_try_cannot_help_is_told_at_once(outbox: Outbox) -> None:
-    loop = Loop(outbox, StandInRunner(start_errors=[ActionError("no such pipeline", retry=False)]))
+def test_a_start_that_another_try_cannot_help_is_told_at_once() -> None:
+    loop = Loop(StandInRunner(start_errors=[ActionError("no such pipeline", retry=False)]))
     loop.step()
     assert loop.failure() == "the run could not be started: no such pipeline"
 
 
-def test_while_the_runner_is_away_a_started_run_is_not_given_up_before_its_time(outbox: Outbox) -> None:
+def test_while_the_runner_is_away_a_started_run_is_not_given_up_before_its_time() -> None:
     runner = StandInRunner()
-    loop = Loop(outbox, runner, max_run=100.0)
+    loop = Loop(runner, max_run=100.0)
     loop.step(2)
     runner.state_error = OSError("connection refused")
     loop.step(18)
-    assert loop.state[0] == "pending" and loop.log == []
+    assert loop.pending and loop.log == []
     runner.state_error = None
     loop.step()
-    assert loop.state[0] == "pending"
+    assert loop.pending
     runner.state_error = OSError("connection refused")
     loop.step(5)
     assert loop.failure() == "the run could not be followed to its end: connection refused"
 
 
-def test_a_failure_is_told_when_the_log_is_back_even_after_a_restart(outbox: Outbox) -> None:
+def test_a_failure_is_told_when_the_log_is_back_even_after_a_restart() -> None:
     runner = StandInRunner()
-    loop = Loop(outbox, runner)
+    loop = Loop(runner)
     loop.step(2)
     runner.states["run-1"] = RunState("failed", "out of memory")
     loop.log_away = 30
     loop.step(20)
-    assert loop.state[0] == "pending"
+    assert loop.pending
     runner.states.clear()
-    loop.worker = loop.fresh_worker()
+    loop.restart()
     loop.step(11)
     assert loop.failure() == "out of memory"
     assert len(runner.started) == 1

@@ -1,5 +1,6 @@
 """The configuration: every problem at once, each with its line; secrets only from the environment and never shown."""
 
+import re
 from importlib.resources import files
 
 import pytest
@@ -133,6 +134,8 @@ def test_the_file_that_init_writes_has_no_errors(tmp_path):
     path.write_text(files("streaming").joinpath("driftloop.yaml").read_text())
     settings = load_settings(path, {})
     assert [limit.kind for limit in settings.models["default/iris-sklearn"].limits] == ["evidently", "evidently", "detector"]
-    uncommented = path.read_text().replace("# alerts:", "alerts:").replace("#   ", "  ")
-    path.write_text(uncommented)
-    assert load_settings(path, {"SLACK_WEBHOOK": "https://hooks.example/x"}).alerts.webhook is not None
+    # Every section that is commented out as a whole is right too, once it is not.
+    path.write_text(re.sub(r"^# (?=\w+:|  )", "", path.read_text(), flags=re.MULTILINE))
+    uncommented = load_settings(path, {"SLACK_WEBHOOK": "https://hooks.example/x", "HOSTNAME": "watcher-0"})
+    assert uncommented.alerts.webhook is not None
+    assert (uncommented.watch.member, uncommented.watch.snapshots) == ("watcher-0", "abfs://CONTAINER/driftloop")

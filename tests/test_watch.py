@@ -1,6 +1,7 @@
 """The watcher: what it said live a replay says again, and a kill starts nothing twice and loses nothing."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,17 +17,20 @@ import pyarrow.parquet
 import pytest
 from sklearn.dummy import DummyClassifier
 
-from inference.errors import ActionError, LogUnavailable, ServiceError
+from inference.errors import LogUnavailable, ServiceError, SnapshotError
 from inference.log import open_log
+from inference.log.embedded_feed import EmbeddedFeed
 from inference.versions import Feature, Repository, Schema, Version
-from streaming.actions.outbox import Outbox
-from streaming.assemble import build_fleet, open_replay
+from streaming.actions.outbox import Done, Item, Outbox
+from streaming.actions.worker import Worker
+from streaming.assemble import alone, build_fleet, open_replay
 from streaming.core.verdict import as_object
 from streaming.dispatch import Dispatch
 from streaming.journal import Journal
-from streaming.reader import everything, following
+from streaming.reader import everything
 from streaming.settings import load_settings
-from streaming.testing import Receiver, prediction, promotion, records
+from streaming.snapshots import Snapshot, SnapshotStore, encode
+from streaming.testing import Receiver, poll_until, prediction, promotion, records
 from streaming.watch import Watch
 
 MODEL = "default/iris"
@@ -74,20 +78,63 @@ def write(folder, events):
     log.close()
 
 
-def watch_once(folder, settings=None):
-    """Everything on the log through the live consumer's own parts; the outcomes as JSON objects."""
-    settings = settings or load_settings(folder / "driftloop.yaml")
-    log, outbox, journal = open_log(settings.log), Outbox(settings.state / "outbox.db"), Journal(settings.state)
-    said = []
-    dispatch = Dispatch(settings, outbox, journal)
+class Watching:
+    """A watcher's parts on the embedded log, in this process; `run` ends when it has read everything, as on SIGTERM."""
 
-    def perform(outcome):
-        dispatch(outcome)
-        said.append(orjson.loads(orjson.dumps(as_object(outcome))))
+    def __init__(self, folder, settings=None, *, handlers=None, every=30.0, held_until=None):
+        self.settings = settings or load_settings(folder / "driftloop.yaml")
+        self.log = open_log(self.settings.log)
+        self.journal = Journal(self.settings.state)
+        self.outbox = Outbox(lambda event: self.log.append([event]))
+        self.stop = threading.Event()
+        self.store = SnapshotStore(self.settings.watch.snapshots, "log")
+        self.dispatch = Dispatch(self.settings, self.outbox, self.journal)
+        self.worker = Worker(self.outbox, handlers or {}, poll=0.01)
+        self.told = []
+        self.watch = Watch(
+            build_fleet(self.settings),
+            self.dispatch,
+            self.outbox,
+            self.store,
+            self.log,
+            log_identity="log",
+            every=every,
+            status=self._status,
+            stop=self.stop,
+        )
 
-    Watch(build_fleet(settings), perform, journal.status, threading.Event()).run(everything(log))
-    journal.close()
-    return said, outbox
+    def _status(self, status):
+        self.told.append(status)
+        self.journal.status(status)
+
+    def feed(self):
+        """Stops the watch at the first empty batch."""
+        inner, stop = EmbeddedFeed(self.log, self.watch), self.stop
+
+        class Ending:
+            def __getattr__(self, name):
+                return getattr(inner, name)
+
+            def poll(self, limit, timeout):
+                records = inner.poll(limit, 0.0)
+                if not records:
+                    stop.set()
+                return records
+
+        return Ending()
+
+    def run(self):
+        self.watch.run(self.feed())
+        self.worker.run_due()
+        self.journal.close()
+        return self.said()
+
+    def said(self):
+        return [orjson.loads(line) for line in (self.settings.state / "outcomes.jsonl").read_bytes().splitlines()]
+
+
+def snapshots(folder):
+    return sorted((folder / "state" / "snapshots").rglob("*.snapshot"))
 
 
 def test_a_replay_says_what_the_live_consumer_said(folder):
@@ -102,75 +149,234 @@ def test_a_replay_says_what_the_live_consumer_said(folder):
             *traffic(90, 8.0, first=400),
         ],
     )
-    live, _ = watch_once(folder)
+    live = Watching(folder).run()
     settings = load_settings(folder / "driftloop.yaml")
     replayed = [orjson.loads(orjson.dumps(as_object(outcome))) for outcome in open_replay(settings, None)]
     assert live == replayed
-    assert [orjson.loads(line) for line in (folder / "state" / "outcomes.jsonl").read_bytes().splitlines()] == live
     assert {outcome["outcome"] for outcome in live} == {"verdict", "decision", "notice"}
     assert orjson.loads((folder / "state" / "status.json").read_bytes())["models"][MODEL]["version"] == "2"
 
 
-def test_a_second_start_says_the_same_and_puts_nothing_twice(folder):
+@pytest.mark.parametrize("keep_snapshots", [True, False])
+def test_a_second_start_says_nothing_new_and_does_nothing_twice(folder, keep_snapshots):
     (folder / "driftloop.yaml").write_text(SETTINGS + "alerts:\n  webhook: {url: 'http://127.0.0.1:1/'}\n")
     write(folder, [promotion(MODEL, "1"), *traffic(60, 0.0), *traffic(120, 8.0, first=200)])
-    first, outbox = watch_once(folder)
-    entries = outbox.entries()
-    second, outbox = watch_once(folder)
-    assert first == second
-    assert outbox.entries() == entries
-    assert [entry.kind for entry in entries] == ["webhook", "report"]
+    performed = []
+    handlers = {kind: lambda entry: performed.append(entry.key) or Done() for kind in ("webhook", "report")}
+    first = Watching(folder, handlers=handlers)
+    # As long as it owns the partition: the entries are performed, and the log told, before it is let go.
+    first.watch.revoked = lambda partitions: (first.worker.run_due(), Watch.revoked(first.watch, partitions))
+    said = first.run()
+    assert [key.partition(":")[2] for key in performed] == ["webhook", "report"]
+    if not keep_snapshots:
+        shutil.rmtree(folder / "state" / "snapshots")
+    second = Watching(folder, handlers=handlers)
+    second.watch.revoked = lambda partitions: (second.worker.run_due(), Watch.revoked(second.watch, partitions))
+    assert second.run() == said
+    assert second.told[-1]["records"] == (2 if keep_snapshots else 363)
+    assert len(performed) == 2
+
+
+def test_what_is_not_done_yet_stands_in_the_snapshot(folder):
+    (folder / "driftloop.yaml").write_text(SETTINGS + "alerts:\n  webhook: {url: 'http://127.0.0.1:1/'}\nreports: false\n")
+    write(folder, [promotion(MODEL, "1"), *traffic(60, 0.0), *traffic(120, 8.0, first=200)])
+    Watching(folder).run()
+    second, seen = Watching(folder), []
+    second.watch.revoked = lambda partitions: (seen.extend(second.outbox.entries()), Watch.revoked(second.watch, partitions))
+    second.run()
+    assert [entry.kind for entry in seen] == ["webhook"]
+    assert second.told[-1]["records"] == 0
 
 
 def test_what_happened_long_ago_is_recorded_and_not_acted_upon(folder):
-    (folder / "driftloop.yaml").write_text(SETTINGS + "max_decision_age: 0.001s\n".replace("0.001s", "1ms"))
+    (folder / "driftloop.yaml").write_text(SETTINGS + "max_decision_age: 1ms\n")
     write(folder, [promotion(MODEL, "1"), *traffic(60, 0.0), *traffic(120, 8.0, first=200)])
     time.sleep(0.01)
-    said, outbox = watch_once(folder)
+    watching = Watching(folder)
+    said = watching.run()
     assert any(outcome["outcome"] == "decision" and outcome["action"] == "alert" for outcome in said)
-    assert outbox.entries() == []
+    assert watching.outbox.counts() == {}
     assert not (folder / "state" / "incidents").exists()
 
 
-def test_an_outcome_that_cannot_be_made_durable_is_offered_again_and_nothing_overtakes_it(folder):
+def test_nothing_is_performed_before_the_log_was_read_to_where_it_ended(folder):
+    """What a decision asks for may have been done by whoever had the partition before: the log tells so further on."""
+    (folder / "driftloop.yaml").write_text(SETTINGS + "alerts:\n  webhook: {url: 'http://127.0.0.1:1/'}\nreports: false\n")
+    write(folder, [promotion(MODEL, "1"), *traffic(60, 0.0), *traffic(120, 8.0, first=200), *traffic(1500, 8.0, first=400)])
+    watching, seen = Watching(folder), []
+
+    def look(records):
+        Watch._take(watching.watch, records)
+        seen.append((len(watching.outbox.entries()), watching.outbox.take(time.time(), "webhook") is not None))
+
+    watching.watch._take = look
+    watching.run()
+    assert seen == [(1, False), (1, True), (1, False)]
+
+
+def test_where_the_last_offsets_hold_no_record_it_acts_all_the_same(folder, monkeypatch):
+    monkeypatch.setattr("streaming.watch._NOTHING_COMES", 0.2)
+    write(folder, [promotion(MODEL, "1"), *traffic(5, 0.0)])
+    watching = Watching(folder)
+    ends = watching.log.end_positions()
+    watching.log.end_positions = lambda: {number: end + 2 for number, end in ends.items()}
+    feed = EmbeddedFeed(watching.log, watching.watch)
+    thread = threading.Thread(target=watching.watch.run, args=(feed,))
+    thread.start()
+    assert poll_until(lambda: watching.told and watching.told[-1]["records"] == 11)
+    partition = watching.log.partition_of(MODEL)
+    watching.outbox.put_all([Item("k", "slack", {})], partition=partition, model=MODEL, now=0.0)
+    assert watching.outbox.take(1.0, "slack") is None
+    taken = []
+    assert poll_until(lambda: taken.append(watching.outbox.take(1.0, "slack")) or taken[-1], timeout=3)
+    watching.outbox.done(taken[-1])
+    watching.stop.set()
+    thread.join()
+
+
+class Troubled:
+    """A feed whose first polls fail."""
+
+    def __init__(self, feed, errors):
+        self._feed, self._errors = feed, list(errors)
+
+    def __getattr__(self, name):
+        return getattr(self._feed, name)
+
+    def poll(self, limit, timeout):
+        if self._errors:
+            raise self._errors.pop(0)
+        return self._feed.poll(limit, timeout)
+
+
+def test_a_log_and_a_store_that_are_away_are_waited_for_and_told_once(folder, caplog):
     write(folder, [promotion(MODEL, "1"), *traffic(70, 0.0)])
-    settings = load_settings(folder / "driftloop.yaml")
-    offered = []
-
-    def perform(outcome):
-        offered.append(outcome.id)
-        if len(offered) < 3:
-            raise ActionError("the disk is full")
-
-    Watch(build_fleet(settings), perform, lambda status: None, threading.Event()).run(everything(open_log(settings.log)))
-    assert offered[0] == offered[1] == offered[2]
-    assert len(set(offered)) == len(offered) - 2 == 4
+    watching = Watching(folder)
+    expected = len([*open_replay(watching.settings, None)])
+    watching.watch.run(Troubled(watching.feed(), [LogUnavailable("away"), SnapshotError("away"), LogUnavailable("away")]))
+    assert len(watching.said()) == expected
+    assert [record.message for record in caplog.records if "cannot read on" in record.message] == ["cannot read on, trying again: away"]
+    assert "reading on" in caplog.text
 
 
-def test_a_log_that_goes_away_is_waited_for():
-    class Flaky:
-        def __init__(self):
-            self.calls = 0
+def test_a_store_that_is_away_at_the_start_keeps_it_from_reading_without_its_memory(folder):
+    write(folder, [promotion(MODEL, "1"), *traffic(70, 0.0)])
+    Watching(folder).run()
+    write(folder, traffic(30, 0.0, first=500))
+    watching, load, tries = Watching(folder), SnapshotStore.load, []
 
-        def start_positions(self):
-            return {0: 0}
+    def away(partition):
+        tries.append(partition)
+        if len(tries) < 4:
+            raise SnapshotError("away")
+        return load(watching.store, partition)
 
-        def read(self, positions, limit=1000):
-            self.calls += 1
-            if self.calls in (1, 3):
-                raise LogUnavailable("away")
-            return []
+    watching.store.load = away
+    watching.run()
+    assert len(tries) >= 4
+    assert watching.told[-1]["records"] == 60
 
-        def wait_for(self, positions, timeout):
-            return False
 
-    stop, flaky = threading.Event(), Flaky()
-    batches = following(flaky, stop)
-    assert next(batches) == []
-    assert next(batches) == []
-    assert flaky.calls == 4
-    stop.set()
-    assert list(batches) == []
+def test_a_snapshot_of_a_log_that_is_no_more_is_deleted_and_the_new_log_read_from_its_start(folder, caplog):
+    write(folder, [promotion(MODEL, "1"), *traffic(70, 0.0)])
+    Watching(folder).run()
+    for path in folder.glob("log.db*"):
+        path.unlink()
+    write(folder, [promotion(MODEL, "1"), *traffic(20, 0.0)])
+    old = snapshots(folder)
+    watching = Watching(folder)
+    watching.run()
+    assert watching.told[-1]["records"] == 41
+    assert "of a log that is no more" in caplog.text
+    assert not set(old) & set(snapshots(folder))
+
+
+@pytest.mark.parametrize("body", [{}, {"fleet": {}, "dispatch": {}, "outbox": []}, {"fleet": 7, "dispatch": {"x": 1}, "outbox": None}])
+def test_a_snapshot_it_does_not_understand_is_told_and_the_log_read_from_its_start(folder, caplog, body):
+    write(folder, [promotion(MODEL, "1"), *traffic(70, 0.0)])
+    watching = Watching(folder)
+    partition = watching.log.partition_of(MODEL)
+    watching.store.save(partition, 50, encode(Snapshot(partition, 50, body), "log"))
+    expected = [orjson.loads(orjson.dumps(as_object(outcome))) for outcome in open_replay(watching.settings, None)]
+    assert watching.run() == expected
+    assert "its snapshot is of no use" in caplog.text
+
+
+def test_records_that_retention_took_are_told_and_the_rest_is_read(folder, caplog):
+    write(folder, [promotion(MODEL, "1"), *traffic(30, 0.0)])
+    Watching(folder).run()
+    write(folder, traffic(30, 0.0, first=500))
+    log = open_log(str(folder / "log.db"))
+    partition = log.partition_of(MODEL)
+    log.drop_before({partition: log.end_positions()[partition] - 10})
+    log.close()
+    watching = Watching(folder)
+    watching.run()
+    assert watching.told[-1]["records"] == 10
+    assert "no longer has offsets 61 to 110" in caplog.text
+
+
+def test_an_error_of_ours_in_the_middle_of_a_batch_saves_nothing(folder):
+    write(folder, [promotion(MODEL, "1"), *traffic(70, 0.0)])
+    watching = Watching(folder)
+    watching.watch._dispatch = Breaking(watching.dispatch, after=2)
+    with pytest.raises(ZeroDivisionError):
+        watching.run()
+    assert snapshots(folder) == []
+    again = Watching(folder)
+    expected = [orjson.loads(orjson.dumps(as_object(outcome))) for outcome in open_replay(again.settings, None)]
+    assert again.run() == expected
+
+
+class Breaking:
+    def __init__(self, dispatch, after):
+        self._dispatch, self._left = dispatch, after
+
+    def __getattr__(self, name):
+        return getattr(self._dispatch, name)
+
+    def __call__(self, outcome):
+        self._left -= 1
+        if self._left < 0:
+            raise ZeroDivisionError
+        self._dispatch(outcome)
+
+
+def test_snapshots_are_taken_as_it_reads_and_a_full_disk_costs_snapshots_only(folder, caplog):
+    (folder / "state").mkdir()
+    (folder / "state" / "snapshots").write_text("in the way")
+    write(folder, [promotion(MODEL, "1"), *traffic(70, 0.0)])
+    watching = Watching(folder, every=0.05)
+    thread = threading.Thread(target=watching.watch.run, args=(EmbeddedFeed(watching.log, watching.watch),))
+    watching.store.load = lambda partition: None
+    thread.start()
+    assert poll_until(lambda: "no snapshot can be written" in caplog.text)
+    (folder / "state" / "snapshots").unlink()
+    write(folder, traffic(30, 0.0, first=500))
+    assert poll_until(lambda: snapshots(folder))
+    assert poll_until(lambda: "snapshots are written again" in caplog.text)
+    watching.stop.set()
+    thread.join()
+    assert caplog.text.count("no snapshot can be written") == 1
+    assert len(watching.said()) > 3
+
+
+def test_one_state_folder_is_for_one_watcher(folder):
+    with alone(folder / "state"), pytest.raises(ServiceError, match=r"a watcher is at work in .*state"), alone(folder / "state"):
+        pass
+    with alone(folder / "state"):
+        pass
+
+
+def test_changed_limits_start_the_windows_anew_and_say_so(folder, caplog):
+    write(folder, [promotion(MODEL, "1"), *traffic(70, 0.0)])
+    Watching(folder).run()
+    (folder / "driftloop.yaml").write_text(SETTINGS.replace("size: 50", "size: 60"))
+    write(folder, traffic(70, 0.0, first=500))
+    said = Watching(folder).run()
+    assert [outcome["kind"] for outcome in said if outcome["outcome"] == "notice"] == ["promoted", "restarted"]
+    assert "its windows start anew" in caplog.text
+    assert [outcome["predictions"] for outcome in said if outcome["outcome"] == "verdict"] == [50, 60, 70, 60, 70]
 
 
 def test_what_is_new_on_one_partition_hides_nothing_that_is_old_on_another():
@@ -225,15 +431,18 @@ def test_killed_anywhere_it_says_what_an_undisturbed_watcher_says_and_alerts_onc
             time.sleep(float(rng.uniform(0.5, 3.0)))
             os.kill(watcher.pid, signal.SIGKILL)
             watcher.wait()
+            start_of_last = (folder / "watch.log").stat().st_size
             watcher = start_watcher(folder)
         writer.join()
         assert receiver.wait_for(1, timeout=60)
-        expected, _ = watch_once_apart(folder)
+        undisturbed = load_settings(folder / "driftloop.yaml")
+        expected = [orjson.loads(orjson.dumps(as_object(outcome))) for outcome in open_replay(undisturbed, None)]
         said = []
         end = time.monotonic() + 60
         while len(said) < len(expected) and time.monotonic() < end:
             time.sleep(0.2)
             said = [orjson.loads(line) for line in (folder / "state" / "outcomes.jsonl").read_bytes().splitlines()]
+        assert poll_until(lambda: b"are read from" in (folder / "watch.log").read_bytes()[start_of_last:], timeout=30)
         watcher.send_signal(signal.SIGTERM)
         assert watcher.wait(timeout=20) == 0
         assert said == expected
@@ -242,9 +451,3 @@ def test_killed_anywhere_it_says_what_an_undisturbed_watcher_says_and_alerts_onc
         assert {request.headers["ce-id"] for request in receiver.requests} == {
             outcome["id"] for outcome in expected if outcome["outcome"] == "decision" and outcome["action"] == "alert"
         }
-
-
-def watch_once_apart(folder):
-    """The undisturbed run, with a state folder of its own."""
-    settings = load_settings(folder / "driftloop.yaml")
-    return watch_once(folder, settings.model_copy(update={"state": folder / "undisturbed"}))

@@ -1,8 +1,9 @@
 """The sliding window holds just the newest rows, and a verdict falls due at the same rows wherever batches are cut."""
 
+import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.versions import Feature, Schema
@@ -19,6 +20,7 @@ def feed(window, start, count):
     return window.extend([numbers, names, -numbers], np.arange(start, start + count), numbers / 10)
 
 
+@settings(deadline=None)
 @given(size=st.integers(2, 40), data=st.data())
 def test_any_cut_of_the_stream_gives_the_same_windows(size, data):
     slide = data.draw(st.integers(1, size))
@@ -51,3 +53,65 @@ def test_evidence_is_plain_values_with_none_for_missing():
 def test_a_window_that_makes_no_sense_is_refused(size, slide):
     with pytest.raises(ValueError, match=r"window\."):
         CountWindow(size, slide)
+
+
+NUMBERS = st.floats(width=64)
+NAMES = st.one_of(st.none(), st.text(max_size=5))
+
+
+@settings(deadline=None)
+@given(size=st.integers(2, 12), cells=st.lists(st.tuples(NUMBERS, NAMES), max_size=60), data=st.data())
+def test_a_window_that_is_restored_goes_on_as_if_nothing_had_been(size, cells, data):
+    spec = CountWindow(size, data.draw(st.integers(1, size)))
+    straight, restarted = spec.build(COLUMNS), spec.build(COLUMNS)
+    start = 0
+    while start < len(cells):
+        part = cells[start : start + data.draw(st.integers(1, 20))]
+        numbers = np.array([number for number, _ in part])
+        names = np.empty(len(part), dtype=object)
+        names[:] = [name for _, name in part]
+        places = 2**62 + np.arange(start, start + len(part))
+        anew = spec.build(COLUMNS)
+        anew.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(restarted.state())))
+        restarted = anew
+        told = []
+        for window in (straight, restarted):
+            due = [
+                (part.stop, due, repr(window.evidence()), window.span(3))
+                for part, due in window.extend([numbers, names, -numbers], places, numbers)
+            ]
+            told.append((repr(due), window.rows, msgspec.msgpack.encode(window.state())))
+        assert told[0] == told[1]
+        start += len(part)
+
+
+def test_every_bit_of_a_number_is_kept():
+    window = CountWindow(4, 1).build(COLUMNS)
+    bits = np.array([0x8000000000000000, 0x7FF8000000000ABC, 0xFFF0000000000000, 1], dtype=np.uint64)
+    list(window.extend([bits.view(np.float64), np.array(["a"] * 4, dtype=object), np.zeros(4)], np.arange(4), np.zeros(4)))
+    anew = CountWindow(4, 1).build(COLUMNS)
+    anew.restore(window.state())
+    assert anew.values(0).view(np.uint64).tolist() == bits.tolist()
+
+
+STATE = {"rows": 1, "cells": [b"\0" * 8, ["a"], b"\0" * 8], "offsets": b"\0" * 8, "times": b"\0" * 8}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rows": 2},
+        {"rows": -1},
+        {"offsets": b"\0" * 16},
+        {"times": b"\0" * 7},
+        {"cells": STATE["cells"][:2]},
+        {"cells": [["1.5"], ["a"], b"\0" * 8]},
+        {"cells": [b"\0" * 8, b"\0" * 8, b"\0" * 8]},
+        {"cells": [b"\0" * 8, ["a", "b"], b"\0" * 8]},
+        {"cells": [b"\0" * 8, [1], b"\0" * 8]},
+    ],
+)
+def test_a_state_that_does_not_fit_the_window_is_refused(changed):
+    CountWindow(4, 1).build(COLUMNS).restore(STATE)
+    with pytest.raises(ValueError):
+        CountWindow(4, 1).build(COLUMNS).restore({**STATE, **changed})

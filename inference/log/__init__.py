@@ -8,7 +8,7 @@ from typing import Protocol
 
 from inference.errors import LogUnavailable
 from inference.event import Event
-from inference.log.address import is_kafka
+from inference.log.address import is_eventhubs, is_kafka
 from inference.log.connection import Connection, connection_to
 
 
@@ -65,10 +65,18 @@ def open_log(where: Connection | str, *, must_exist: bool = False) -> EventLog:
     `kafka://HOST:PORT[,HOST:PORT...][/TOPIC]` is a topic and `eventhubs://NAMESPACE/HUB` an event hub that is there already.
     """
     connection = where if isinstance(where, Connection) else connection_to(where)
+    if connection.client == "librdkafka":
+        from inference.log.librdkafka import LibrdkafkaLog
+
+        return LibrdkafkaLog(connection)
     if is_kafka(connection.url):
         from inference.log.kafka import KafkaLog
 
         return KafkaLog(connection)
+    if is_eventhubs(connection.url):
+        from inference.log.eventhubs import EventHubsLog
+
+        return EventHubsLog(connection)
     from inference.log.embedded import EmbeddedLog
 
     path = Path(connection.url.removeprefix("embedded:"))
@@ -117,6 +125,28 @@ class Feed(Protocol):
     def close(self) -> None:
         """Give back every partition (`Owner.revoked`) and go."""
         ...
+
+
+def open_feed(connection: Connection, log: EventLog, owner: Owner, *, group: str, member: str | None = None, session: float = 30.0) -> Feed:
+    """A reader of `log`, which `connection` leads to, as a member of `group`.
+
+    `member` is its name where membership is static; `session` (seconds) is how long the group bears its silence.
+    """
+    if connection.client == "librdkafka":
+        from inference.log.librdkafka_feed import LibrdkafkaFeed
+
+        return LibrdkafkaFeed(connection, group, owner, instance_id=member, session=session)
+    if is_kafka(connection.url):
+        from inference.log.kafka_feed import KafkaFeed
+
+        return KafkaFeed(connection, group, owner, instance_id=member, session=session)
+    if is_eventhubs(connection.url):
+        from inference.log.eventhubs_feed import EventHubsFeed
+
+        return EventHubsFeed(connection, group, owner)
+    from inference.log.embedded_feed import EmbeddedFeed
+
+    return EmbeddedFeed(log, owner)
 
 
 def grown_beyond(ends: Callable[[], Mapping[int, int]], positions: Mapping[int, int], timeout: float, *, pause: float) -> bool:

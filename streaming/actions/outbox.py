@@ -1,44 +1,31 @@
-"""The outbox: actions that were decided on, kept on disk until each is done, and the worker that performs them.
+"""The outbox: what was decided on and is still to be done, each entry until the log itself says that it was done.
 
-A decision is put into the outbox under a key made of deterministic ids, so a watcher that restarts and reads the same
-stretch of the log again puts nothing twice. The worker performs each entry *at least once*: a process that dies between
-the action and its note performs the action again after the restart, under the same key. Handlers therefore hand the key
-to the receiver (an event id, an `Idempotency-Key` header, a run id), and a receiver that knows it does nothing twice.
+An entry's key is made of deterministic ids, and a decision is a function of the log. So the outbox needs no disk of its own:
+a watcher that takes a partition over, after a crash or from another member, takes the entries of the snapshot, comes to the
+later decisions again as it reads on, and strikes out whatever it reads an `io.driftloop.action.finished` event of. Until it
+has read to where the log ended when it took over, it performs nothing of that partition.
 
-Payloads are JSON and hold no secrets: a webhook's URL is the handler's, never the entry's.
+Entries are performed *at least once*: a process that dies between the action and its event performs the action again. Handlers
+therefore hand the key to the receiver (an event id, an `Idempotency-Key` header, a run id), and a receiver that knows it does
+nothing twice. Payloads are JSON and hold no secrets: a webhook's URL is the handler's, never the entry's.
 """
 
-import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import orjson
 
-from inference.errors import ActionError, ServiceError
+from inference.errors import ActionError, LogError
+from inference.event import ACTION_FINISHED, Event, deterministic_id, own_event
 
-State = Literal["pending", "done", "failed", "expired"]
+SOURCE = "driftloop/watch"
+MAX_NOTE = 500
 
-_FORMAT = 1
-_TABLE = """
-CREATE TABLE IF NOT EXISTS entries (
-    number INTEGER PRIMARY KEY,
-    key TEXT NOT NULL UNIQUE,
-    kind TEXT NOT NULL,
-    payload BLOB NOT NULL,
-    state TEXT NOT NULL DEFAULT 'pending',
-    attempts INTEGER NOT NULL DEFAULT 0,
-    next_at REAL NOT NULL,
-    created REAL NOT NULL,
-    last_error TEXT NOT NULL DEFAULT '',
-    note TEXT NOT NULL DEFAULT ''
-);
-CREATE INDEX IF NOT EXISTS waiting ON entries (kind, next_at) WHERE state = 'pending';
-"""
-_COLUMNS = "key, kind, payload, state, attempts, next_at, created, last_error, note"
+End = Literal["done", "failed", "expired"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,93 +46,159 @@ class Entry:
     key: str
     kind: str
     payload: Mapping[str, Any]
-    state: State
-    attempts: int
-    next_at: float
+    model: str
+    partition: int
     created: float
-    last_error: str
-    note: str
+    next_at: float
+    attempts: int = 0
+    last_error: str = ""
+    note: str = ""
+
+
+@dataclass(slots=True)
+class _Partition:
+    held: bool
+    entries: dict[str, Entry] = field(default_factory=dict)
+    performing: set[str] = field(default_factory=set)
+    # Told on the log by another while it is being performed here.
+    told: set[str] = field(default_factory=set)
 
 
 class Outbox:
-    """Entries in one SQLite file; safe for several threads, and for a kill at any moment.
+    """Entries by partition of the log; safe for several threads.
 
-    ServiceError when the file cannot be made or is no outbox; ActionError when it cannot be read or written later on.
+    `publish` appends one event to the log. `owns` tells whether a partition is ours for certain: nothing is begun without it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(
+        self,
+        publish: Callable[[Event], object],
+        *,
+        owns: Callable[[int], bool] = lambda _: True,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._publish = publish
+        self._owns = owns
+        self._clock = clock
         self._changed = threading.Condition(threading.RLock())
         self._changes = 0
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self.path, timeout=10.0, isolation_level=None, check_same_thread=False)
-            self._prepare()
-        except (OSError, sqlite3.Error) as error:
-            advice = "give a state folder that this process can write to"
-            raise ServiceError(f"the outbox {self.path} cannot be used: {error}; {advice}") from error
+        self._partitions: dict[int, _Partition] = {}
+        self._ended: Counter[tuple[str, str]] = Counter()
 
-    def put(self, key: str, kind: str, payload: Mapping[str, Any], *, now: float, not_before: float = 0.0) -> bool:
-        """Add one entry; False, and nothing is changed, when the key is known."""
-        return self.put_all([Item(key, kind, payload, not_before)], now=now) == 1
-
-    def put_all(self, items: Iterable[Item], *, now: float) -> int:
-        """Add the entries whose key is new, all or none of them, and say how many; they are on disk when this returns."""
-        rows = [(i.key, i.kind, orjson.dumps(i.payload, option=orjson.OPT_SERIALIZE_NUMPY), max(now, i.not_before), now) for i in items]
-        with self._transaction() as connection:
-            before = connection.total_changes
-            connection.executemany("INSERT OR IGNORE INTO entries (key, kind, payload, next_at, created) VALUES (?, ?, ?, ?, ?)", rows)
-            added = connection.total_changes - before
+    def open(self, partition: int, state: Sequence[Mapping[str, Any]] = (), *, held: bool = False) -> None:
+        """The partition is ours, with the entries that a snapshot had (`state`). `held`: perform nothing of it before `release`."""
+        with self._changed:
+            entries = {one["key"]: Entry(**one) for one in state}
+            self._partitions[partition] = _Partition(held, entries)
             self.wake()
-        return added
 
-    def due(self, now: float, *, kind: str | None = None, limit: int = 100) -> list[Entry]:
-        """The pending entries whose time has come, the longest waiting first."""
-        where, arguments = ("AND kind = ?", [kind]) if kind is not None else ("", [])
-        return self._select(f"WHERE state = 'pending' AND next_at <= ? {where} ORDER BY next_at, number LIMIT ?", [now, *arguments, limit])
+    def release(self, partition: int) -> None:
+        """What the log told up to the takeover has been read: its entries may be performed."""
+        with self._changed:
+            self._partitions[partition].held = False
+            self.wake()
 
-    def done(self, key: str, note: str = "") -> None:
-        """The entry was performed."""
-        self._update(key, "state = 'done', note = ?, last_error = ''", [note])
+    def put_all(self, items: Iterable[Item], *, partition: int, model: str, now: float) -> int:
+        """Add the entries whose key is new, all or none of them, and say how many."""
+        plain = [(item, orjson.loads(orjson.dumps(item.payload, option=orjson.OPT_SERIALIZE_NUMPY))) for item in items]
+        with self._changed:
+            entries = self._partitions[partition].entries
+            before = len(entries)
+            for item, payload in plain:
+                entry = Entry(item.key, item.kind, payload, model, partition, created=now, next_at=max(now, item.not_before))
+                entries.setdefault(item.key, entry)
+            self.wake()
+            return len(entries) - before
 
-    def later(self, key: str, at: float, note: str) -> None:
-        """The entry goes on at `at`, as intended: its failures so far are forgotten."""
-        self._update(key, "next_at = ?, note = ?, attempts = 0", [at, note])
+    def read(self, partition: int, event: Event) -> None:
+        """An event of the log says that an entry was performed, by us or by whoever had the partition before."""
+        try:
+            key = orjson.loads(event.data)["key"]
+        except (ValueError, KeyError, TypeError):
+            return
+        with self._changed:
+            held = self._partitions.get(partition)
+            if held is None or not isinstance(key, str):
+                return
+            if key in held.performing:
+                held.told.add(key)
+            else:
+                held.entries.pop(key, None)
 
-    def retry(self, key: str, at: float, error: str) -> None:
-        """A try failed; the next one is at `at`."""
-        self._update(key, "next_at = ?, last_error = ?, attempts = attempts + 1", [at, error])
+    def take(self, now: float, kind: str) -> Entry | None:
+        """The entry that has been due for longest and may be performed now; it is ours until one of the calls below gives it back."""
+        with self._changed:
+            due = [
+                entry
+                for number, partition in self._partitions.items()
+                if not partition.held and self._owns(number)
+                for entry in partition.entries.values()
+                if entry.kind == kind and entry.next_at <= now and entry.key not in partition.performing
+            ]
+            if not due:
+                return None
+            entry = min(due, key=lambda one: one.next_at)
+            self._partitions[entry.partition].performing.add(entry.key)
+            return entry
 
-    def failed(self, key: str, error: str) -> None:
+    def done(self, entry: Entry, note: str = "") -> None:
+        """The entry was performed. ActionError, as for every end, when the log cannot be told now: call again."""
+        self._end(entry, "done", note)
+
+    def failed(self, entry: Entry, error: str) -> None:
         """A try failed and there will be no other."""
-        self._update(key, "state = 'failed', last_error = ?, attempts = attempts + 1", [error])
+        self._end(entry, "failed", error)
 
-    def expired(self, key: str, error: str) -> None:
+    def expired(self, entry: Entry, error: str) -> None:
         """The entry waited too long to be of use."""
-        self._update(key, "state = 'expired', last_error = ?", [error])
+        self._end(entry, "expired", error)
 
-    def get(self, key: str) -> Entry | None:
-        return next(iter(self._select("WHERE key = ?", [key])), None)
+    def later(self, entry: Entry, at: float, note: str) -> None:
+        """The entry goes on at `at`, as intended: its failures so far are forgotten."""
+        self._give_back(replace(entry, next_at=at, note=_writable(note), attempts=0))
 
-    def entries(self, *, kind: str | None = None, state: State | None = None) -> list[Entry]:
-        """All entries, oldest first."""
-        wanted = [("kind = ?", kind), ("state = ?", state)]
-        clauses = [clause for clause, value in wanted if value is not None]
-        where = f"WHERE {' AND '.join(clauses)}" if clauses else ""
-        return self._select(f"{where} ORDER BY number", [value for _, value in wanted if value is not None])
+    def retry(self, entry: Entry, at: float, error: str) -> None:
+        """A try failed; the next one is at `at`."""
+        self._give_back(replace(entry, next_at=at, last_error=_writable(error), attempts=entry.attempts + 1))
+
+    def suspend(self, partitions: Iterable[int], timeout: float) -> bool:
+        """Begin nothing more of these partitions and wait for what is in progress; False when that takes longer than `timeout` seconds."""
+        with self._changed:
+            known = [self._partitions[number] for number in partitions if number in self._partitions]
+            for partition in known:
+                partition.held = True
+            return self._changed.wait_for(lambda: not any(partition.performing for partition in known), timeout)
+
+    def state(self, partition: int) -> list[dict[str, Any]]:
+        """The entries of a partition as plain values, for `open`."""
+        with self._changed:
+            return [asdict(entry) for entry in self._partitions[partition].entries.values()]
+
+    def forget(self, partition: int) -> None:
+        """The partition is no longer ours."""
+        with self._changed:
+            self._partitions.pop(partition, None)
+
+    def entries(self, kind: str | None = None) -> list[Entry]:
+        """What is still to be done."""
+        with self._changed:
+            everything = [entry for partition in self._partitions.values() for entry in partition.entries.values()]
+        return [entry for entry in everything if kind is None or entry.kind == kind]
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """How many entries of each kind are in which state: {"slack": {"done": 3}}."""
-        with self._guarded() as connection:
-            rows = connection.execute("SELECT kind, state, count(*) FROM entries GROUP BY kind, state").fetchall()
+        """What is pending, and what came to which end in this process, by kind: {"slack": {"pending": 1, "done": 3}}."""
         counts: dict[str, dict[str, int]] = {}
-        for kind, state, count in rows:
-            counts.setdefault(kind, {})[state] = count
+        with self._changed:
+            for (kind, end), count in self._ended.items():
+                counts.setdefault(kind, {})[end] = count
+            for entry in self.entries():
+                of_kind = counts.setdefault(entry.kind, {})
+                of_kind["pending"] = of_kind.get("pending", 0) + 1
         return counts
 
     @property
     def changes(self) -> int:
-        """Grows with each `put_all` and `wake`; for `wait`."""
+        """Grows with everything that may make an entry due; for `wait`."""
         with self._changed:
             return self._changes
 
@@ -160,49 +213,39 @@ class Outbox:
             self._changes += 1
             self._changed.notify_all()
 
-    def close(self) -> None:
+    def _end(self, entry: Entry, end: End, note: str) -> None:
+        data = {"key": entry.key, "kind": entry.kind, "end": end, "note": _writable(note[:MAX_NOTE])}
+        id_ = deterministic_id("action", entry.key)
+        event = own_event(ACTION_FINISHED, data, model=entry.model, source=SOURCE, id_=id_, now=self._clock())
+        try:
+            self._publish(event)
+        except LogError as error:
+            raise ActionError(f"{entry.kind} {entry.key} is {end}, and the log cannot be told: {error}") from error
         with self._changed:
-            self._connection.close()
+            self._ended[entry.kind, end] += 1
+            partition = self._partitions.get(entry.partition)
+            if partition is not None:
+                partition.entries.pop(entry.key, None)
+                partition.performing.discard(entry.key)
+                partition.told.discard(entry.key)
+            self.wake()
 
-    def _prepare(self) -> None:
-        connection = self._connection
-        connection.execute("PRAGMA journal_mode = WAL")
-        # A decision is rare and must outlive a power cut, so every commit is synced.
-        connection.execute("PRAGMA synchronous = FULL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _FORMAT):
-            raise ServiceError(f"{self.path} is an outbox of format {version}; this driftloop reads format {_FORMAT}")
-        connection.executescript(_TABLE)
-        connection.execute(f"PRAGMA user_version = {_FORMAT}")
-
-    @contextmanager
-    def _guarded(self) -> Iterator[sqlite3.Connection]:
+    def _give_back(self, entry: Entry) -> None:
         with self._changed:
-            try:
-                yield self._connection
-            except sqlite3.Error as error:
-                raise ActionError(f"the outbox {self.path} cannot be used: {error}") from error
+            partition = self._partitions.get(entry.partition)
+            # Not where the partition has been forgotten, or came back meanwhile with another memory of it.
+            if partition is not None and entry.key in partition.performing:
+                partition.entries[entry.key] = entry
+                if entry.key in partition.told:
+                    del partition.entries[entry.key]
+                partition.performing.discard(entry.key)
+                partition.told.discard(entry.key)
+            self.wake()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._guarded() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                connection.rollback()
-                raise
-            connection.commit()
 
-    def _select(self, rest: str, arguments: list[Any]) -> list[Entry]:
-        with self._guarded() as connection:
-            # `rest` is one of the constant clauses above; every value is bound.
-            rows = connection.execute(f"SELECT {_COLUMNS} FROM entries {rest}", arguments).fetchall()  # noqa: S608
-        return [Entry(key, kind, orjson.loads(payload), *others) for key, kind, payload, *others in rows]
-
-    def _update(self, key: str, assignments: str, arguments: list[Any]) -> None:
-        with self._guarded() as connection:
-            connection.execute(f"UPDATE entries SET {assignments} WHERE key = ? AND state = 'pending'", [*arguments, key])  # noqa: S608
+def _writable(text: str) -> str:
+    """A text without half characters, which neither JSON nor a snapshot can hold."""
+    return text.encode(errors="replace").decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,5 +269,5 @@ Handler = Callable[[Entry], Result]
 """Performs one entry. Called on a thread of its kind, never twice at once; the same entry may come again after a crash.
 
 ActionError(retry=True) asks for another try, ActionError(retry=False) gives the entry up. Any other exception counts as
-ActionError(retry=True). Its text is stored and logged: it must not hold a secret.
+ActionError(retry=True). Its text is told to the log: it must not hold a secret.
 """

@@ -61,7 +61,7 @@ class Worker:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Begin to perform entries, those left by an earlier process first."""
+        """Begin to perform entries."""
         self._stopping.clear()
         self._threads = [threading.Thread(target=self._run, args=(kind,), name=f"outbox-{kind}", daemon=True) for kind in self._handlers]
         for thread in self._threads:
@@ -91,28 +91,22 @@ class Worker:
     def run_due(self) -> int:
         """Perform every entry that is due now, once, and say how many; a worker that was started needs no such call."""
         performed = 0
+        now = self._clock()
         for kind in self._handlers:
-            for entry in self._outbox.due(self._clock(), kind=kind):
+            while (entry := self._outbox.take(now, kind)) is not None:
                 self._perform(entry)
                 performed += 1
         return performed
 
     def _run(self, kind: str) -> None:
-        troubled = False
         while True:
             # Before looking for either, so that neither a stop nor an entry is slept through.
             seen = self._outbox.changes
             if self._stopping.is_set():
                 return
-            try:
-                entries = self._outbox.due(self._clock(), kind=kind, limit=1)
-                troubled = False
-            except ActionError as error:
-                if not troubled:
-                    log.error("%s; trying on", error)
-                troubled, entries = True, []
-            if entries:
-                self._perform(entries[0])
+            entry = self._outbox.take(self._clock(), kind)
+            if entry is not None:
+                self._perform(entry)
             else:
                 self._outbox.wait(seen, self._poll)
 
@@ -122,7 +116,7 @@ class Worker:
         if age > policy.max_age:
             reason = f"not done within {policy.max_age:.0f} s" + (f"; last error: {entry.last_error}" if entry.last_error else "")
             log.error("%s %s expired: %s", entry.kind, entry.key, reason)
-            self._note(lambda: self._outbox.expired(entry.key, reason))
+            self._note(lambda: self._outbox.expired(entry, reason))
             return
         try:
             result = self._handlers[entry.kind](entry)
@@ -137,10 +131,10 @@ class Worker:
         match result:
             case Done(note):
                 log.info("%s %s done%s", entry.kind, entry.key, f": {note}" if note else "")
-                self._note(lambda: self._outbox.done(entry.key, note))
+                self._note(lambda: self._outbox.done(entry, note))
             case Later(seconds, note):
                 at = self._clock() + max(0.0, seconds)
-                self._note(lambda: self._outbox.later(entry.key, at, note))
+                self._note(lambda: self._outbox.later(entry, at, note))
 
     def _went_wrong(self, entry: Entry, policy: Policy, reason: str, retry: bool) -> None:
         reason = reason[:_MAX_TEXT]
@@ -149,13 +143,13 @@ class Worker:
             wait = policy.wait(failures, self._chance())
             log.info("%s %s: try %d of %d failed, next in %.1f s: %s", entry.kind, entry.key, failures, policy.attempts, wait, reason)
             at = self._clock() + wait
-            self._note(lambda: self._outbox.retry(entry.key, at, reason))
+            self._note(lambda: self._outbox.retry(entry, at, reason))
         else:
             log.error("%s %s failed for good after %d %s: %s", entry.kind, entry.key, failures, "try" if failures == 1 else "tries", reason)
-            self._note(lambda: self._outbox.failed(entry.key, reason))
+            self._note(lambda: self._outbox.failed(entry, reason))
 
     def _note(self, write: Callable[[], None]) -> None:
-        # The action was performed: until that is on disk nothing else of this kind may be, or it would be done over and over.
+        # The action was performed: until the log knows it nothing else of this kind may be, or it would be done over and over.
         troubled = False
         while True:
             try:

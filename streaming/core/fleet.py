@@ -1,26 +1,40 @@
 """All models of one consumer: takes records in log order, gives verdicts, decisions and notices.
 
-Its outcomes depend on the records and their order alone: not on where a batch is cut, not on a clock. That is why a
-replay says what the live consumer said, and a restarted consumer that reads the log again says it again.
+Each partition is a state machine of its own. Its outcomes depend on its records and their order alone: not on where a batch
+is cut, not on a clock, not on who feeds it. That is why a replay says what the live consumer said, and why a consumer that
+restores a partition's state and feeds it the records from there on says what an undisturbed one says.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from inference import event as events
-from inference.errors import PayloadError, SettingsError, VersionError
+from pydantic import BaseModel, ValidationError
+
+from inference.errors import SnapshotError
 from inference.log import Record
-from inference.messages import decode_finished, decode_label, decode_promotion
-from inference.pairing import Pair, Pairing
-from inference.payload import rows_and_predictions
-from streaming.core.monitor import Monitor, MonitorSpec
-from streaming.core.reference import Reference
+from streaming.core.monitor import MonitorSpec
+from streaming.core.stream import ModelStream, References
 from streaming.core.verdict import Notice, Outcome
 
-References = Callable[[str, str], Reference]
-"""The reference of (model, version); raises VersionError when there is none."""
+State = dict[str, Any]
+"""Plain values: None, bool, int, float, str, bytes, and lists and dicts (with str keys) of them."""
+
+_UNKNOWN = 1000
+"""Names of models nobody configured that are counted one by one on a partition."""
+
+
+class _State(BaseModel):
+    version: Literal[1]
+    models: dict[str, dict[str, Any]]
+    unknown: dict[str, int]
+
+
+@dataclass(slots=True)
+class _Partition:
+    streams: dict[str, ModelStream] = field(default_factory=dict)
+    unknown: Counter[str] = field(default_factory=Counter)
 
 
 class Fleet:
@@ -30,150 +44,93 @@ class Fleet:
         self, specs: Mapping[str, MonitorSpec], references: References, *, live: Callable[[str], str | None], annotation: str
     ) -> None:
         """`live` names the version to take for granted when neither a promotion nor an annotation has named one."""
-        self._models = {model: ModelStream(model, spec, references, live, annotation) for model, spec in specs.items()}
-        self.unknown: Counter[str] = Counter()
+        self._specs = dict(specs)
+        self._references = references
+        self._live = live
+        self._annotation = annotation
+        self._partitions: dict[int, _Partition] = {}
 
     def feed(self, records: Sequence[Record]) -> list[Outcome]:
-        """The outcomes of these records, in order per model."""
-        by_model: dict[str, list[Record]] = {}
+        """The outcomes of these records, in order per model and partition."""
+        stretches: dict[tuple[int, str], list[Record]] = {}
         for record in records:
-            by_model.setdefault(record.event.model, []).append(record)
+            stretches.setdefault((record.partition, record.event.model), []).append(record)
         outcomes: list[Outcome] = []
-        for model, stretch in by_model.items():
-            stream = self._models.get(model)
-            if stream is not None:
+        for (number, model), stretch in stretches.items():
+            partition = self._partitions.setdefault(number, _Partition())
+            if model in self._specs:
+                stream = partition.streams.get(model) or partition.streams.setdefault(model, self._stream(model, number))
                 outcomes += stream.feed(stretch)
-            elif model in self.unknown or len(self.unknown) < 1000:
-                self.unknown[model] += len(stretch)
+            elif model in partition.unknown or len(partition.unknown) < _UNKNOWN:
+                partition.unknown[model] += len(stretch)
             else:
-                self.unknown["(others)"] += len(stretch)
+                partition.unknown["(others)"] += len(stretch)
         return outcomes
+
+    def state(self, partition: int) -> State:
+        """All that the outcomes of the partition's next records depend on; the same for the same records so far."""
+        held = self._partitions.get(partition) or _Partition()
+        return {
+            "version": 1,
+            "models": {model: stream.state() for model, stream in held.streams.items()},
+            "unknown": dict(held.unknown),
+        }
+
+    def restore(self, partition: int, state: Mapping[str, Any]) -> list[Notice]:
+        """Go on from what `state` gave, in place of all that is held of the partition.
+
+        References are not in it: they are read again. The notices tell what could not go on: versions whose reference
+        can't be read, and monitors that start anew because their window or limits are no longer the same. A model that is
+        no longer configured is dropped. SnapshotError: this is no such state; then nothing is held of the partition.
+        """
+        self.forget(partition)
+        held = _Partition()
+        notices: list[Notice] = []
+        try:
+            known = _State.model_validate(state)
+            held.unknown.update({model: count for model, count in known.unknown.items() if model not in self._specs})
+            for model, memory in known.models.items():
+                if model in self._specs:
+                    held.streams[model] = self._stream(model, partition)
+                    notices += held.streams[model].restore(memory)
+        except (ValueError, OverflowError) as error:
+            raise SnapshotError(
+                f"the snapshot of partition {partition} holds no state that this driftloop knows: {_short(error)}"
+            ) from error
+        self._partitions[partition] = held
+        return notices
+
+    def forget(self, partition: int) -> None:
+        """Let go of all that is held of the partition."""
+        self._partitions.pop(partition, None)
 
     def status(self) -> dict[str, Any]:
         """Where every model stands, as plain JSON values."""
-        return {"models": {model: stream.status() for model, stream in self._models.items()}, "unknown_models": dict(self.unknown)}
+        unknown = sum((partition.unknown for partition in self._partitions.values()), Counter[str]())
+        return {"models": {model: self._status(model) for model in self._specs}, "unknown_models": dict(unknown)}
+
+    def _status(self, model: str) -> dict[str, Any]:
+        """Its newest stream's, with the counts of all: a model stands on two partitions when their number has been raised."""
+        streams = [partition.streams[model] for partition in self._partitions.values() if model in partition.streams]
+        if not streams:
+            return self._stream(model, 0).status()
+        newest = max(streams, key=lambda stream: stream.newest.time)
+        return {**newest.status(), "counts": _summed(stream.status()["counts"] for stream in streams)}
+
+    def _stream(self, model: str, partition: int) -> ModelStream:
+        return ModelStream(model, partition, self._specs[model], self._references, self._live, self._annotation)
 
 
-class ModelStream:
-    """One model's events: pairs halves, follows promotions, feeds the monitor of the version that is live."""
-
-    def __init__(self, model: str, spec: MonitorSpec, references: References, live: Callable[[str], str | None], annotation: str) -> None:
-        self._model = model
-        self._spec = spec
-        self._references = references
-        self._live = live
-        self._pairing = Pairing(annotation=annotation)
-        self._governing = spec.governor.build()
-        self._version = ""
-        self._unmonitored = ""
-        self._monitor: Monitor | None = None
-        self._pending: tuple[list[Sequence[Any]], list[Any], list[int], list[float]] = ([], [], [], [])
-        self.counts: Counter[str] = Counter()
-
-    def feed(self, records: Sequence[Record]) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        for record in records:
-            kind = record.event.type
-            if kind in (events.REQUEST, events.RESPONSE):
-                pair = self._pairing.add(record)
-                if pair is not None:
-                    outcomes += self._predicted(pair)
-            elif kind in _MESSAGES:
-                outcomes += self._judged()
-                try:
-                    outcomes += _MESSAGES[kind](self, record)
-                except PayloadError as error:
-                    self.counts[f"unreadable {error.reason}"] += 1
-        outcomes += self._judged()
-        return outcomes
-
-    def _predicted(self, pair: Pair) -> Iterator[Outcome]:
-        if not self._version:
-            version = pair.version or self._live(self._model)
-            if version is None:
-                self.counts["no_version"] += 1
-                return
-            yield from self._take_over(version, pair.completed_by)
-        if pair.version and pair.version != self._version:
-            self.counts["other_version"] += 1
-            return
-        if self._monitor is None:
-            self.counts["unmonitored"] += 1
-            return
-        try:
-            rows, predictions = rows_and_predictions(pair.request.event, pair.response.event, self._monitor.reference.schema)
-        except PayloadError as error:
-            self.counts[f"unreadable {error.reason}"] += 1
-            return
-        self.counts["predictions"] += len(rows)
-        all_rows, all_predictions, offsets, times = self._pending
-        all_rows += rows
-        all_predictions += predictions
-        offsets += [pair.completed_by.offset] * len(rows)
-        times += [pair.completed_by.timestamp] * len(rows)
-
-    def _judged(self) -> Iterator[Outcome]:
-        """Everything that waits goes through the monitor; each verdict is followed by what the governor makes of it."""
-        rows, predictions, offsets, times = self._pending
-        if not rows or self._monitor is None:
-            return
-        self._pending = ([], [], [], [])
-        for verdict in self._monitor.feed(rows, predictions, offsets, times):
-            yield verdict
-            began = self._monitor.drift_began(verdict) if verdict.drift else verdict.window
-            decision = self._governing.judge(verdict, began)
-            if decision is not None:
-                yield replace(decision, evidence=self._monitor.evidence()) if decision.action != "hold" else decision
-
-    def _labelled(self, record: Record) -> Iterator[Outcome]:
-        self.counts["labels"] += len(decode_label(record.event).labels)
-        yield from ()
-
-    def _promoted(self, record: Record) -> Iterator[Outcome]:
-        promotion = decode_promotion(record.event)
-        if promotion.version == self._version:
-            return
-        self._governing.promoted()
-        data = {
-            "version": promotion.version,
-            "previous": promotion.previous,
-            "run_id": promotion.run_id,
-            "metrics": dict(promotion.metrics),
-        }
-        yield Notice("promoted", record.event.id, self._model, promotion.version, record.timestamp, data)
-        yield from self._take_over(promotion.version, record)
-
-    def _finished(self, record: Record) -> Iterator[Outcome]:
-        data = decode_finished(record.event)
-        self._governing.finished(data["run_id"])
-        yield Notice("retraining_finished", record.event.id, self._model, data["version"], record.timestamp, data)
-
-    def _take_over(self, version: str, record: Record) -> Iterator[Outcome]:
-        """From this record on, `version` is the live one; without a reference it goes unmonitored, and says so."""
-        self._version = version
-        self._monitor, self._unmonitored = None, ""
-        try:
-            self._monitor = Monitor(self._spec, self._references(self._model, version), record.partition)
-        except (VersionError, SettingsError) as error:
-            self._unmonitored = str(error)
-            id_ = events.deterministic_id("unmonitored", self._model, version, record.partition, record.offset)
-            yield Notice("unmonitored", id_, self._model, version, record.timestamp, {"reason": self._unmonitored})
-
-    def status(self) -> dict[str, Any]:
-        verdict = self._monitor.last if self._monitor else None
-        return {
-            "version": self._version,
-            "unmonitored": self._unmonitored,
-            "predictions": self._monitor.predictions if self._monitor else 0,
-            "window": self._spec.window.size,
-            "counts": {**self.counts, **self._pairing.counts.as_dict()},
-            "governor": self._governing.status(),
-            "verdict": verdict.as_dict() if verdict else None,
-        }
+def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(total)
 
 
-_MESSAGES: Mapping[str, Callable[[ModelStream, Record], Iterator[Outcome]]] = {
-    events.LABEL: ModelStream._labelled,
-    events.PROMOTED: ModelStream._promoted,
-    events.RETRAINING_FINISHED: ModelStream._finished,
-}
+def _short(error: Exception) -> str:
+    """What is wrong and where, without the value: it may be of somebody's prediction."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -1,8 +1,11 @@
 """The governor: between a verdict and a run stand confirmation, minimum samples, one run at a time and a cool-down."""
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import BaseModel
 
 from inference.event import deterministic_id
 from streaming.core.verdict import Action, Decision, Span, Verdict
@@ -38,6 +41,14 @@ class Governor:
 class _Run:
     id: str
     started: float
+
+
+class _State(BaseModel):
+    recent: list[bool]
+    incident: str
+    run: tuple[str, float] | None
+    last_start: float | None
+    said: str
 
 
 class Governing:
@@ -125,6 +136,24 @@ class Governing:
         self._incident = ""
         self._said = ""
         self._run = None
+
+    def state(self) -> dict[str, Any]:
+        """Its memory as plain values, for `restore`."""
+        return {
+            "recent": list(self._recent),
+            "incident": self._incident,
+            "run": [self._run.id, self._run.started] if self._run else None,
+            "last_start": self._last_start,
+            "said": self._said,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, with another governor's settings too; ValueError when it gave no such thing."""
+        known = _State.model_validate(state)
+        self._recent.extend(known.recent)
+        self._incident, self._said = known.incident, known.said
+        self._run = _Run(*known.run) if known.run else None
+        self._last_start = known.last_start
 
     def status(self) -> dict[str, Any]:
         """Its memory as plain JSON values."""

@@ -4,13 +4,15 @@ Two kinds: Evidently's tests over the window against the reference, and online d
 with each value's rank in the reference, so that no detector depends on a feature's scale.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from itertools import chain
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from pydantic import BaseModel
 
-from inference.errors import SettingsError
+from inference.errors import SettingsError, SnapshotError
 from streaming.core import statistics
 from streaming.core.reference import Column, Reference, Values
 from streaming.core.verdict import Finding
@@ -22,6 +24,14 @@ class Detector(Protocol):
 
     def update(self, value: float) -> bool:
         """Take the next finite value; True when a change is detected at it (the detector then starts anew by itself)."""
+        ...
+
+    def state(self) -> bytes:
+        """All that its next answers depend on."""
+        ...
+
+    def restore(self, state: bytes) -> None:
+        """Go on from what `state` of a detector of the same settings gave; SnapshotError when it can't, and nothing changed."""
         ...
 
 
@@ -36,12 +46,28 @@ class Judge(Protocol):
         """The findings on the window as it stands, and whether the limit is breached."""
         ...
 
+    def state(self) -> dict[str, Any]:
+        """Its memory as plain values."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> str:
+        """Go on from what `state` of a judge of the same limit gave, on one that has observed nothing yet.
+
+        Says what had to start anew nevertheless, and why; "" when nothing had to. ValueError: this is no such state.
+        """
+        ...
+
 
 class Limit(Protocol):
     """A frozen limit; SettingsError from `build` when it does not fit the reference."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """All of its settings as text, the same in every process: the memory of a limit with another text does not fit it."""
+        ...
 
     def build(self, reference: Reference, size: int) -> Judge:
         """A judge with no memory yet, for windows of `size` rows."""
@@ -62,6 +88,10 @@ class EvidentlyLimit:
     threshold: float | None = None
     share: float | None = None
     columns: tuple[str, ...] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return repr(("evidently", self.name, self.test, self.threshold, self.share, self.columns))
 
     def build(self, reference: Reference, size: int) -> "EvidentlyJudge":
         return EvidentlyJudge(self, _chosen(self.name, reference, self.columns, self._takes))
@@ -86,6 +116,12 @@ class EvidentlyJudge:
         share = self._limit.share
         return findings, drifting > 0 if share is None else drifting >= share * len(findings)
 
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> str:
+        return ""
+
     def _measure(self, column: Column, cells: Values) -> Finding:
         limit = self._limit
         known = column.known(cells)
@@ -108,16 +144,28 @@ class DetectorLimit:
 
     The first sees shifts, the second changes of spread. A detection counts until `size` rows have passed (a detector
     fires once and starts anew, a window shows the change for `size` rows). `make` gets the signal's number (a seed) and how many
-    signals share the limit's budget.
+    signals share the limit's budget. `settings` tells as text what `make` makes: another text is another detector.
     """
 
     name: str
     kind: str
     make: Callable[[int, int], Detector]
     columns: tuple[str, ...] | None = None
+    settings: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        return repr(("detector", self.name, self.kind, self.columns, self.settings))
 
     def build(self, reference: Reference, size: int) -> "DetectorJudge":
         return DetectorJudge(self, _chosen(self.name, reference, self.columns, lambda column: column.n > 0), size)
+
+
+class _DetectorState(BaseModel):
+    rows: int
+    detected: list[list[int]]
+    broken: list[str]
+    detectors: list[bytes]
 
 
 class DetectorJudge:
@@ -128,8 +176,7 @@ class DetectorJudge:
         self._columns = columns
         self._size = size
         self._rows = 0
-        signals = 2 * len(columns)
-        self._detectors = [(limit.make(2 * number, signals), limit.make(2 * number + 1, signals)) for number in range(len(columns))]
+        self._detectors = self._anew()
         self._detected: list[list[int]] = [[] for _ in columns]
         self._broken: list[str] = ["" for _ in columns]
 
@@ -161,6 +208,37 @@ class DetectorJudge:
             score = float("nan") if unknown else float(len(recent))
             findings.append(Finding(self._limit.name, column.name, self._limit.kind, score, 1.0, bool(recent), unknown))
         return findings, any(finding.over for finding in findings)
+
+    def state(self) -> dict[str, Any]:
+        # A broken detector is never fed again: what it remembers is of no use, and it may not be able to say it.
+        states = [
+            [b"", b""] if broken else [one.state() for one in pair] for pair, broken in zip(self._detectors, self._broken, strict=True)
+        ]
+        return {
+            "rows": self._rows,
+            "detected": [list(rows) for rows in self._detected],
+            "broken": list(self._broken),
+            "detectors": [*chain.from_iterable(states)],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> str:
+        known = _DetectorState.model_validate(state)
+        if not 2 * len(self._columns) == 2 * len(known.detected) == 2 * len(known.broken) == len(known.detectors):
+            raise ValueError(f"a memory of {len(known.detected)} columns for {len(self._columns)}")
+        self._rows, self._detected, self._broken = known.rows, known.detected, known.broken
+        try:
+            for detector, memory in zip(chain.from_iterable(self._detectors), known.detectors, strict=True):
+                if memory:
+                    detector.restore(memory)
+        except SnapshotError as error:
+            self._detectors = self._anew()
+            self._broken = ["" for _ in self._columns]
+            return f"the detectors of limit {self._limit.name!r} start anew: {error}"
+        return ""
+
+    def _anew(self) -> list[tuple[Detector, Detector]]:
+        make, signals = self._limit.make, 2 * len(self._columns)
+        return [(make(2 * number, signals), make(2 * number + 1, signals)) for number in range(len(self._columns))]
 
 
 def _chosen(limit: str, reference: Reference, wanted: tuple[str, ...] | None, takes: Callable[[Column], bool]) -> list[tuple[int, Column]]:

@@ -1,10 +1,12 @@
 """The monitor of one version of one model: rows in, verdicts out."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from inference.event import deterministic_id
 from streaming.core.governor import Governor
@@ -30,6 +32,14 @@ class MonitorSpec:
             raise ValueError(f"limits need different names, not {', '.join(names)}")
 
 
+class _State(BaseModel):
+    fingerprint: str
+    window: dict[str, Any]
+    limits: list[dict[str, Any]]
+    verdicts: int
+    last: Verdict | None
+
+
 class Monitor:
     """Measures every full window of one version against its reference. SettingsError when a limit does not fit it."""
 
@@ -38,6 +48,7 @@ class Monitor:
         self._partition = partition
         self._window = spec.window.build(reference.columns)
         self._limits = [(limit.name, limit.build(reference, spec.window.size)) for limit in spec.limits]
+        self._fingerprint = _fingerprint(spec, reference)
         self._verdicts = 0
         self.last: Verdict | None = None
 
@@ -81,3 +92,37 @@ class Monitor:
     def evidence(self) -> dict[str, tuple[Any, ...]]:
         """The window by column as plain values."""
         return self._window.evidence()
+
+    def state(self) -> dict[str, Any]:
+        """Its memory as plain values, for `restore`."""
+        return {
+            "fingerprint": self._fingerprint,
+            "window": self._window.state(),
+            "limits": [judge.state() for _, judge in self._limits],
+            "verdicts": self._verdicts,
+            "last": _plain(self.last) if self.last else None,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> list[str]:
+        """Go on from what `state` gave, on a monitor that has seen nothing yet; ValueError when it gave no such thing.
+
+        Says what starts anew nevertheless, and why: everything, when the memory is of another window or of other limits.
+        """
+        known = _State.model_validate(state)
+        if known.fingerprint != self._fingerprint:
+            return ["the window, the limits or the columns changed"]
+        self._window.restore(known.window)
+        told = [judge.restore(memory) for (_, judge), memory in zip(self._limits, known.limits, strict=True)]
+        self._verdicts, self.last = known.verdicts, known.last
+        return [reason for reason in told if reason]
+
+
+def _plain(verdict: Verdict) -> dict[str, Any]:
+    return {**asdict(verdict), "findings": [asdict(finding) for finding in verdict.findings], "breached": list(verdict.breached)}
+
+
+def _fingerprint(spec: MonitorSpec, reference: Reference) -> str:
+    """The same in every process for the same window, limits and columns, and for no others."""
+    columns = [(column.name, column.kind) for column in reference.columns]
+    told = (spec.window.size, spec.window.slide, [limit.fingerprint for limit in spec.limits], columns)
+    return blake2b(repr(told).encode(), digest_size=16).hexdigest()

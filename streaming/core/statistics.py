@@ -41,6 +41,7 @@ ALLOWED_KINDS: dict[Test, tuple[Kind, ...]] = {
 }
 P_VALUES: frozenset[Test] = frozenset({"ks", "chisquare", "z"})
 _BINNED_FROM = 20
+_FIRST = np.ones(1, dtype=bool)
 _FEW_VALUES = 5
 _LARGE_REFERENCE = 1000
 
@@ -73,9 +74,16 @@ def ks(column: Column, known: Values) -> float:
     window = np.sort(known)
     n, m = len(reference), len(window)
     step = lcm(n, m)
-    right = np.searchsorted(reference, window, side="right") * (step // n) - np.searchsorted(window, window, side="right") * (step // m)
-    left = np.searchsorted(reference, window, side="left") * (step // n) - np.searchsorted(window, window, side="left") * (step // m)
-    return _ks_p(n, m, int(max(np.abs(right).max(), np.abs(left).max())))
+    # Between two different values of the window only the reference grows: the widest gaps are at and just before a value.
+    # At a value that occurs several times the first of its kind counts before it and the last at it, so one of each suffices.
+    places = _places(m)
+    at = reference.searchsorted(window, "right") * (step // n) - (places + 1) * (step // m)
+    before = reference.searchsorted(window, "left") * (step // n) - places * (step // m)
+    last = np.empty(m, dtype=bool)
+    np.not_equal(window[1:], window[:-1], out=last[:-1])
+    last[-1] = True
+    at, before = at[last], before[np.concatenate([_FIRST, last[:-1]])]
+    return _ks_p(n, m, int(max(at.max(), -at.min(), before.max(), -before.min())))
 
 
 @lru_cache(maxsize=100_000)
@@ -103,6 +111,11 @@ def _samples_with_height(n: int, m: int, height: int, step: int) -> tuple[Floats
 
 def _step_sample(size: int, below: int) -> Floats:
     return np.concatenate([np.zeros(below), np.ones(size - below)])
+
+
+@lru_cache(maxsize=64)
+def _places(size: int) -> NDArray[np.int64]:
+    return np.arange(size)
 
 
 def wasserstein(column: Column, known: Values) -> float:
@@ -186,23 +199,39 @@ def _occurrences(ordered: Floats, keys: Floats) -> Floats:
 def _shares(column: Column, known: Values) -> tuple[Floats, Floats]:
     """Shares per cell: Sturges' bins over both samples together for more than 20 distinct reference values, else per value."""
     if isinstance(column, NumericColumn) and len(column.distinct) > _BINNED_FROM:
-        edges = _sturges(column.values, known)
-        return np.histogram(column.values, edges)[0] / column.n, np.histogram(known, edges)[0] / len(known)
+        window = np.sort(known)
+        edges = _sturges(column.values, window)
+        return _in_bins(column.values, edges) / column.n, _in_bins(window, edges) / len(window)
     reference, window = _counts(column, known)
     return reference / column.n, window / len(known)
 
 
 def _sturges(reference: Floats, window: Floats) -> Floats:
-    low, high = min(float(reference[0]), float(window.min())), max(float(reference[-1]), float(window.max()))
-    size = len(reference) + len(window)
-    width = (high - low) / (np.log2(size) + 1.0)
-    bins = int(np.ceil((high - low) / width)) if width else 1
-    return np.histogram_bin_edges(np.array([low, high]), bins=bins)
+    """The edges that numpy gives bins of equal width over both samples, which are sorted."""
+    low, high = min(float(reference[0]), float(window[0])), max(float(reference[-1]), float(window[-1]))
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+        bins = 1
+    else:
+        width = (high - low) / (np.log2(len(reference) + len(window)) + 1.0)
+        bins = int(np.ceil((high - low) / width)) if width else 1
+    return np.linspace(low, high, bins + 1)
+
+
+def _in_bins(ordered: Floats, edges: Floats) -> NDArray[np.int64]:
+    """How many values stand in each bin; the last bin holds its upper edge too, as `numpy.histogram` has it."""
+    ends = ordered.searchsorted(edges, "left")
+    ends[-1] = ordered.searchsorted(edges[-1], "right")
+    counts: NDArray[np.int64] = ends[1:] - ends[:-1]
+    return counts
 
 
 def _filled(shares: Floats) -> Floats:
-    smallest = shares[shares != 0].min()
-    return np.where(shares == 0, smallest / 10**6 if smallest <= 0.0001 else 0.0001, shares)
+    empty = shares == 0
+    if not empty.any():
+        return shares
+    smallest = shares[~empty].min()
+    return np.where(empty, smallest / 10**6 if smallest <= 0.0001 else 0.0001, shares)
 
 
 _TESTS: dict[Test, Callable[[Column, Values], float]] = {

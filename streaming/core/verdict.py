@@ -92,14 +92,15 @@ class Decision:
         }
 
 
-NoticeKind = Literal["promoted", "unmonitored", "retraining_finished"]
+NoticeKind = Literal["promoted", "unmonitored", "restarted", "retraining_finished"]
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something on the log that people want to hear of: a promotion taken over, a version without a reference, a run's end.
+    """Something that people want to hear of: a promotion taken over, a version without a reference, a run's end, or a monitor
+    that started anew ("restarted") because what was remembered of it no longer fits.
 
-    `data` is the event's JSON body (for "unmonitored": {"reason": ...}).
+    `data` is the event's JSON body (for "unmonitored" and "restarted": {"reason": ...}).
     """
 
     kind: NoticeKind
@@ -108,10 +109,12 @@ class Notice:
     version: str
     time: float
     data: Mapping[str, Any]
+    partition: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {**{name: getattr(self, name) for name in ("kind", "id", "model", "version", "time")}, "data": dict(self.data)}
+        names = ("kind", "id", "model", "version", "partition", "time")
+        return {**{name: getattr(self, name) for name in names}, "data": dict(self.data)}
 
 
 Outcome = Verdict | Decision | Notice

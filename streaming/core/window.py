@@ -1,11 +1,12 @@
 """The sliding count window: the newest `size` predictions by column, judged each `slide` of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, NonNegativeInt
 
 from streaming.core.reference import CategoricalColumn, Column, Values
 from streaming.core.verdict import Span
@@ -26,6 +27,13 @@ class CountWindow:
 
     def build(self, columns: Sequence[Column]) -> "SlidingWindow":
         return SlidingWindow(self, columns)
+
+
+class _State(BaseModel):
+    rows: NonNegativeInt
+    cells: list[bytes | list[str | None]]
+    offsets: bytes
+    times: bytes
 
 
 class SlidingWindow:
@@ -89,9 +97,42 @@ class SlidingWindow:
         offsets, times = self._offsets[self._view()], self._times[self._view()]
         return Span(partition, int(offsets[first]), int(offsets[-1]), float(times[first]), float(times[-1]))
 
+    def state(self) -> dict[str, Any]:
+        """The window as plain values, for `restore`: numbers as little-endian 8-byte arrays, categories as lists."""
+        view = self._view()
+        return {
+            "rows": self.rows,
+            "cells": [_plain(cells[view]) for cells in self._cells],
+            "offsets": _plain(self._offsets[view]),
+            "times": _plain(self._times[view]),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, on a window of the same columns and size that has no rows yet; ValueError when it gave
+        no such thing."""
+        known = _State.model_validate(state)
+        held = min(known.rows, self.spec.size)
+        stored = [*known.cells, known.offsets, known.times]
+        for array, cells in zip((*self._cells, self._offsets, self._times), stored, strict=True):
+            array[:held] = _array(cells, array.dtype, held)
+        self.rows, self._end = known.rows, held
+
     def evidence(self) -> dict[str, tuple[Any, ...]]:
         """The window by column as plain values, None for missing."""
         return {
             column.name: tuple(None if cell is None or cell != cell else cell for cell in self.values(index).tolist())
             for index, column in enumerate(self._columns)
         }
+
+
+def _plain(cells: Values) -> bytes | list[str | None]:
+    return cells.tolist() if cells.dtype == object else cells.astype(cells.dtype.newbyteorder("<")).tobytes()
+
+
+def _array(stored: bytes | list[str | None], dtype: np.dtype[Any], rows: int) -> Values:
+    if isinstance(stored, bytes) == (dtype.kind == "O"):
+        raise ValueError(f"{type(stored).__name__} for a column of {dtype}")
+    cells = np.frombuffer(stored, dtype.newbyteorder("<")) if isinstance(stored, bytes) else np.array(stored, dtype=object)
+    if len(cells) != rows:
+        raise ValueError(f"{len(cells)} cells for {rows} rows")
+    return cells

@@ -223,13 +223,7 @@ class Demo:
     def _slack_messages(self) -> int:
         if self._receiver:
             return len(self._receiver.requests)
-        from streaming.actions.outbox import Outbox
-
-        outbox = Outbox(self._folder / "state" / "outbox.db")
-        try:
-            return outbox.counts().get("slack", {}).get("done", 0)
-        finally:
-            outbox.close()
+        return int(self._observed.status.get("actions", {}).get("slack", {}).get("done", 0))
 
     def _result(self, report: str | None, *, drift: bool) -> dict[str, Any]:
         answered, acted = self._traffic.answers, self._observed.acted

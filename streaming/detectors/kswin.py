@@ -1,19 +1,20 @@
 """KSWIN: Kolmogorov-Smirnov windowing (Raab et al. 2020), river's implementation, seeded."""
 
+from collections import deque
+from random import Random
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from streaming.detectors.river import RiverDetector
+from streaming.detectors.river import RiverDetector, RiverSpec
 
 
-class Kswin(BaseModel):
+class Kswin(RiverSpec):
     """Compares the newest `stat_size` values with as many drawn from the rest of its window; about 4,000 values/s.
 
     `alpha` is for all signals of a limit together: each detector gets `alpha` / number of signals.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["kswin"] = "kswin"
     alpha: float = Field(default=0.001, gt=0, lt=1)
     window_size: int = Field(default=100, ge=4, le=10_000)
@@ -29,4 +30,5 @@ class Kswin(BaseModel):
     def build(self, seed: int, signals: int) -> RiverDetector:
         from river.drift import KSWIN
 
-        return RiverDetector(KSWIN(self.alpha / signals, self.window_size, self.stat_size, seed=self.seed + seed))
+        detector = KSWIN(self.alpha / signals, self.window_size, self.stat_size, seed=self.seed + seed)
+        return RiverDetector(detector, deque, Random)

@@ -2,15 +2,14 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from streaming.detectors.river import RiverDetector
+from streaming.detectors.river import RiverDetector, RiverSpec
 
 
-class PageHinkley(BaseModel):
+class PageHinkley(RiverSpec):
     """Fires when the cumulated deviation beyond `delta` goes over `threshold`; both in units of the rank (0 to 1)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["page_hinkley"] = "page_hinkley"
     delta: float = Field(default=0.05, ge=0, lt=1)
     threshold: float = Field(default=20.0, gt=0)
@@ -18,5 +17,7 @@ class PageHinkley(BaseModel):
 
     def build(self, seed: int, signals: int) -> RiverDetector:
         from river.drift import PageHinkley as River
+        from river.stats import Mean
 
-        return RiverDetector(River(min_instances=self.min_instances, delta=self.delta, threshold=self.threshold))
+        detector = River(min_instances=self.min_instances, delta=self.delta, threshold=self.threshold)
+        return RiverDetector(detector, Mean, River._test_both)
