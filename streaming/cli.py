@@ -63,15 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--predict-log", type=Path, metavar="FILE", help="append each prediction as one JSON line; rotated")
 
     gateway = _command(commands, "gateway", _gateway, "take in payload events and put them on the log", extra="gateway")
-    gateway.add_argument(
-        "--log", required=True, metavar="PATH|URL", help="the embedded log, made if it is not there, or kafka://HOST:PORT/TOPIC"
-    )
+    gateway.add_argument("--config", type=Path, metavar="FILE", help="read `log` and `gateway` there; what is given here counts more")
+    gateway.add_argument("--log", metavar="PATH|URL", help="the embedded log, made if it is not there, or kafka://HOST:PORT/TOPIC")
     gateway.add_argument("--spool", type=Path, metavar="FOLDER", help="with Kafka: where events wait on this disk until Kafka has them")
-    gateway.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    gateway.add_argument("--port", type=int, default=8090, help="default: %(default)s")
-    gateway.add_argument(
-        "--max-body", type=int, default=1_000_000, metavar="BYTES", help="larger events are set aside (default: %(default)s)"
-    )
+    gateway.add_argument("--host", help="default: 127.0.0.1")
+    gateway.add_argument("--port", type=int, help="0 takes a free one (default: 8090)")
+    gateway.add_argument("--max-body", type=int, metavar="BYTES", help="larger events are set aside (default: 1000000)")
 
     watch = _command(commands, "watch", _watch, "follow the log, judge every window, act", extra="watch,pipeline,report")
     watch.add_argument("--config", type=Path, default=Path("driftloop.yaml"), metavar="FILE", help="default: %(default)s")
@@ -92,8 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--config", type=Path, default=Path("driftloop.yaml"), metavar="FILE", help="default: %(default)s")
     init.add_argument("--force", action="store_true", help="overwrite a file that is there")
 
-    check = _command(commands, "check", _check, "list every error of a configuration with its line")
+    check = _command(commands, "check", _check, "list every error of a configuration with its line", extra="kafka")
     check.add_argument("--config", type=Path, default=Path("driftloop.yaml"), metavar="FILE", help="default: %(default)s")
+    check.add_argument("--connect", action="store_true", help="also reach the log, and tell what stands on it")
     return parser
 
 
@@ -149,11 +147,15 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _gateway(options: argparse.Namespace) -> int:
     from inference.gateway_server import serve_gateway
+    from streaming.gateway_options import gateway_options
+
+    flags = {name: getattr(options, name) for name in ("host", "port", "spool", "max_body")}
+    chosen = gateway_options(options.config, options.log, **flags)
 
     def ready(port: int) -> None:
-        logging.getLogger("inference.gateway").info("the gateway listens on http://%s:%d", options.host, port)
+        logging.getLogger("inference.gateway").info("the gateway listens on http://%s:%d", chosen.host, port)
 
-    serve_gateway(options.log, host=options.host, port=options.port, max_body=options.max_body, spool=options.spool, on_ready=ready)
+    serve_gateway(chosen, on_ready=ready)
     return 0
 
 
@@ -215,6 +217,11 @@ def _check(options: argparse.Namespace) -> int:
 
     settings = load_settings(options.config)
     sys.stdout.write(f"{options.config}: no errors; models: {', '.join(settings.models)}\n")
+    if options.connect:
+        from streaming.connect_check import connect
+
+        for line in connect(settings):
+            sys.stdout.write(f"{line}\n")
     return 0
 
 

@@ -10,6 +10,7 @@ from inference.errors import EventError, LogUnavailable
 from inference.event import Event
 from inference.log import open_log
 from inference.log.address import KafkaAddress
+from inference.log.connection import Connection
 from inference.log.embedded import EmbeddedLog
 from streaming.reader import everything
 
@@ -31,15 +32,27 @@ def make_topic(bootstrap, name, partitions=4):
     admin.close()
 
 
-@pytest.fixture(params=["embedded", "kafka"])
-def url(request, tmp_path):
-    """The address of an empty log of each kind."""
-    if request.param == "embedded":
-        return str(tmp_path / "log.db")
-    bootstrap = request.getfixturevalue("kafka")
-    topic = f"t-{uuid.uuid4().hex[:12]}"
-    make_topic(bootstrap, topic)
-    return f"kafka://{bootstrap}/{topic}"
+def embedded(request):
+    return Connection(url=str(request.getfixturevalue("tmp_path") / "log.db"))
+
+
+def topic_of(client):
+    def make(request):
+        bootstrap = request.getfixturevalue("kafka")
+        topic = f"t-{uuid.uuid4().hex[:12]}"
+        make_topic(bootstrap, topic)
+        return Connection(url=f"kafka://{bootstrap}/{topic}", client=client)
+
+    return make
+
+
+MEMBERS = {"embedded": embedded, "kafka-python": topic_of("kafka-python"), "librdkafka": topic_of("librdkafka")}
+"""The kinds of log: each makes an empty one, and gives the connection to it."""
+
+
+@pytest.fixture(params=MEMBERS)
+def url(request):
+    return MEMBERS[request.param](request)
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
 """How to reach an event log: its address, the client library, and who we are there. Read from a configuration, without the clients."""
 
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
@@ -102,9 +105,38 @@ class Connection(_Frozen):
         return self.auth is not None if self.tls is None else self.tls is not False
 
 
+VARIABLE = "DRIFTLOOP_LOG_CONNECTION"
+"""The environment variable through which a process that is only told the log's address (a pipeline's step) learns how to get there."""
+
+
 def connection_to(url: str) -> Connection:
-    """The connection to a log that is named by its address alone; SettingsError says what an address looks like."""
+    """The connection to a log that is named by its address: as `VARIABLE` (a Connection as JSON) has it if that is for this
+    address, else by the address alone. SettingsError says what an address looks like, or what is wrong with the variable."""
+    if told := os.environ.get(VARIABLE):
+        connection = _valid(VARIABLE, lambda: Connection.model_validate_json(told))
+        if connection.url == url:
+            return connection
+    return _valid("log", lambda: Connection(url=url))
+
+
+def as_environment(connection: Connection) -> dict[str, str]:
+    """What `connection_to` reads in a process that is started with these variables; secrets go that way, never as arguments."""
+    plain = connection.model_dump(mode="json", exclude_none=True)
+    return {VARIABLE: json.dumps(_revealed(plain, connection.model_dump(exclude_none=True)))}
+
+
+def _revealed(plain: Any, value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, dict):
+        return {name: _revealed(plain[name], inner) for name, inner in value.items()}
+    return plain
+
+
+def _valid(where: str, make: Callable[[], Connection]) -> Connection:
     try:
-        return Connection(url=url)
+        return make()
     except ValidationError as error:
-        raise SettingsError([f"log: {problem['msg'].removeprefix('Value error, ')}" for problem in error.errors()]) from None
+        problems = error.errors(include_input=False, include_url=False)
+        told = [(".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")) for problem in problems]
+        raise SettingsError([f"{where}: {f'{place}: ' if place not in ('', 'url') else ''}{text}" for place, text in told]) from None

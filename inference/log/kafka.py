@@ -1,56 +1,45 @@
 """Apache Kafka as the event log, by kafka-python: CloudEvents' Kafka binding, one topic, all events of a model on one partition."""
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from kafka import TopicPartition
 from kafka.partitioner.default import murmur2
 
 from inference.errors import EventError, LogUnavailable
-from inference.event import Event, from_kafka, to_kafka
+from inference.event import Event, to_kafka
 from inference.log import Record, grown_beyond
-from inference.log.address import KafkaAddress
 from inference.log.connection import Connection
+from inference.log.credentials import EntraTokens
+from inference.log.kafka_records import record_of
+from inference.log.kafka_settings import KafkaClients
 
-logger = logging.getLogger(__name__)
-
-UNREADABLE = "io.driftloop.unreadable"
-"""The type given to a record of the topic that is no CloudEvent: it keeps its place, its body, and belongs to no model."""
-
-_CONNECT_SECONDS = 8.0
-_REQUEST_SECONDS = 10.0
-_APPEND_SECONDS = 12.0
+_REQUEST_SECONDS = 60.0
+_APPEND_SECONDS = 65.0
+_BLOCK_SECONDS = 8.0
 _FETCH_MS = 200
 _POLL_SECONDS = 0.05
-# Event Hubs' Standard tier takes 1 MB an event and closes the connection on a request over 1,046,528 bytes; it cuts idle
-# connections after 240 s, and one error of its own poisons an idempotent producer for good.
-_SAFE = {"connections_max_idle_ms": 180_000, "metadata_max_age_ms": 180_000, "allow_auto_create_topics": False}
+# Event Hubs' Standard tier takes 1 MB an event and closes the connection on a request over 1,046,528 bytes.
 _MAX_REQUEST = 1_040_000
 
 
 class KafkaLog:
     """An `EventLog` on a topic that is there already; every partition is read by this process.
 
-    `append` waits for the broker's acknowledgement by all in-sync replicas. What it could not deliver in time may still have
-    been delivered in part: who repeats it doubles events, and readers drop doubles. Appending and reading may go on in two
-    threads. A failed append closes the producer, so that no memory is held for what will be appended anew.
+    `append` waits for the broker's acknowledgement by all in-sync replicas, up to 65 s: a broker that throttles (Event Hubs
+    makes answers wait for up to a minute) is slow, not away. What it could not deliver in time may still have been delivered
+    in part: who repeats it doubles events, and readers drop doubles. Appending and reading may go on in two threads. A failed
+    append closes the producer, so that no memory is held for what will be appended anew.
     """
 
-    def __init__(self, connection: Connection, *, clock: Callable[[], float] = time.time) -> None:
-        address = KafkaAddress.parse(connection.url)
-        self.address = address
+    def __init__(self, connection: Connection, *, tokens: EntraTokens | None = None, clock: Callable[[], float] = time.time) -> None:
+        self._clients = KafkaClients(connection, tokens=tokens)
+        self.address = self._clients.address
         self._clock = clock
-        self._common = {"bootstrap_servers": list(address.servers), "bootstrap_timeout_ms": int(_CONNECT_SECONDS * 1000), **_SAFE}
         self._producer: Any = None
         self._at: dict[TopicPartition, int] = {}
-        with self._translated():
-            self._consumer = KafkaConsumer(
-                **self._common, group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", check_crcs=True
-            )
+        self._consumer = self._clients.consumer(group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", check_crcs=True)
         try:
             self._partitions = self._find_partitions()
         except BaseException:
@@ -63,7 +52,7 @@ class KafkaLog:
             return []
         now = int(self._clock() * 1000)
         try:
-            with self._translated():
+            with self._clients.translated():
                 producer = self._producing()
                 sent = []
                 for event in events:
@@ -72,10 +61,7 @@ class KafkaLog:
                     sent.append(producer.send(self.address.topic, value, key, headers, place, now))
                 producer.flush(timeout=_APPEND_SECONDS)
                 told = [future.get(timeout=0.0) for future in sent]
-        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
-            self._drop_producer()
-            raise EventError("too_large", f"{self.address}: an event is larger than the broker takes: {error}") from error
-        except LogUnavailable:
+        except (LogUnavailable, EventError):
             self._drop_producer()
             raise
         return [(one.partition, one.offset) for one in told]
@@ -83,7 +69,7 @@ class KafkaLog:
     def read(self, positions: Mapping[int, int], limit: int = 1000) -> list[Record]:
         """As `EventLog.read`; an empty list means that nothing stands at or after the positions."""
         wanted = {TopicPartition(self.address.topic, partition): offset for partition, offset in positions.items()}
-        with self._translated():
+        with self._clients.translated():
             if wanted.keys() != self._consumer.assignment():
                 # A poll gives what is assigned, and nobody asked for the other partitions.
                 self._consumer.assign(list(wanted))
@@ -98,7 +84,9 @@ class KafkaLog:
                     ends = self._consumer.end_offsets(list(wanted))
                 if all(self._consumer.position(place) >= ends[place] for place in wanted):
                     break
-            records = [self._record(message) for messages in polled.values() for message in messages]
+            records = [
+                record_of(m.topic, m.partition, m.offset, m.timestamp, m.headers, m.value) for messages in polled.values() for m in messages
+            ]
             self._at = {**wanted, **{place: messages[-1].offset + 1 for place, messages in polled.items()}}
         return records
 
@@ -122,28 +110,27 @@ class KafkaLog:
         self._consumer.close()
 
     def _find_partitions(self) -> list[int]:
-        with self._translated():
+        with self._clients.translated():
             found = self._consumer.partitions_for_topic(self.address.topic)
         if not found:
             raise LogUnavailable(f"{self.address}: there is no topic {self.address.topic!r}; make it first, or name another")
         return sorted(found)
 
     def _offsets(self, ask: Callable[[list[TopicPartition]], Mapping[TopicPartition, int]]) -> dict[int, int]:
-        with self._translated():
+        with self._clients.translated():
             found = ask([TopicPartition(self.address.topic, number) for number in self._partitions])
         return {place.partition: offset for place, offset in found.items()}
 
     def _producing(self) -> Any:
         if self._producer is None:
-            self._producer = KafkaProducer(
-                **self._common,
+            self._producer = self._clients.producer(
                 acks="all",
                 enable_idempotence=False,
                 # One request at a time: a retry must not be overtaken, or a model's events would change their order.
                 max_in_flight_requests_per_connection=1,
                 max_request_size=_MAX_REQUEST,
                 linger_ms=2,
-                max_block_ms=int(_CONNECT_SECONDS * 1000),
+                max_block_ms=int(_BLOCK_SECONDS * 1000),
                 request_timeout_ms=int(_REQUEST_SECONDS * 1000),
                 delivery_timeout_ms=int(_APPEND_SECONDS * 1000),
             )
@@ -153,22 +140,3 @@ class KafkaLog:
         if self._producer is not None:
             self._producer.close(timeout=0)
             self._producer = None
-
-    def _record(self, message: Any) -> Record:
-        try:
-            event = from_kafka(message.headers or [], message.value)
-        except EventError as error:
-            id_ = f"{message.topic}/{message.partition}/{message.offset}"
-            event = Event(id_, "driftloop", UNREADABLE, extensions={"reason": error.reason}, data=message.value or b"")
-        return Record(message.partition, message.offset, message.timestamp / 1000.0, event)
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (MessageSizeTooLargeError, RecordListTooLargeError):
-            raise
-        except (KafkaError, OSError) as error:
-            # kafka-python tells a wrong password, a wrong port and a broker that is down in the same way: by silence.
-            advice = "is the broker up, is this its address, and may this machine and user reach it?"
-            raise LogUnavailable(f"{self.address}: {type(error).__name__}: {error}; {advice}") from error
