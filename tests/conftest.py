@@ -1,42 +1,58 @@
-"""What several test files share: a real Apache Kafka, started once for the whole run."""
+"""What several test files share: a real Apache Kafka, started once for the whole run, and KServe's own agent."""
 
 import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parent.parent / "infra" / "kafka" / "broker.py"
-Broker = Callable[..., subprocess.CompletedProcess[str]]
+INFRA = Path(__file__).resolve().parent.parent / "infra"
+Script = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+def run(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(INFRA / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 
+def missing(what: str, why: str) -> NoReturn:
+    """Skip the test that asked; in CI nothing may be missing."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI tests against {what}: {why}")
+    pytest.skip(f"{what} cannot be had here: {why}")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rounds", type=int, default=30, help="how often the watcher is killed in test_exactness.py (default: 30)")
+
+
 @pytest.fixture(scope="session")
-def broker() -> Broker:
+def rounds(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--rounds"))
+
+
+@pytest.fixture(scope="session")
+def broker() -> Script:
     """Runs infra/kafka/broker.py with the given arguments, for a test that needs a broker of its own to stop and start.
 
     Without Java or the artifacts its tests are skipped, but never in CI.
     """
-    fetched = run("fetch")
-    missing = fetched.stderr.strip() if fetched.returncode != 0 else ""
+    script = partial(run, "kafka/broker.py")
+    fetched = script("fetch")
+    if fetched.returncode != 0:
+        missing("a real Kafka", fetched.stderr.strip())
     if importlib.util.find_spec("kafka") is None:
-        missing = "kafka-python is not installed (extra `kafka`)"
-    if missing and os.environ.get("CI"):
-        pytest.fail(f"CI tests against a real Kafka: {missing}")
-    if missing:
-        pytest.skip(f"no Kafka to test against: {missing}")
-    return run
+        missing("a real Kafka", "kafka-python is not installed (extra `kafka`)")
+    return script
 
 
 @pytest.fixture(scope="session")
-def kafka(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def kafka(broker: Script, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a broker that all tests share: choose topics and groups that no other test has."""
     folder = tmp_path_factory.mktemp("kafka")
     try:
@@ -45,3 +61,18 @@ def kafka(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield started.stdout.split()[-1]
     finally:
         broker("stop", "--folder", folder)
+
+
+@pytest.fixture(scope="session")
+def kserve_script() -> Script:
+    """Runs infra/kserve/agent.py with the given arguments."""
+    return partial(run, "kserve/agent.py")
+
+
+@pytest.fixture(scope="session")
+def kserve_agent(kserve_script: Script) -> str:
+    """The path of KServe's own agent; built the first time, which takes some minutes. Without Go its tests are skipped, but never in CI."""
+    fetched = kserve_script("fetch", "agent")
+    if fetched.returncode != 0:
+        missing("KServe's own agent", fetched.stderr.strip())
+    return fetched.stdout.splitlines()[-1]
