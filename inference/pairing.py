@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import orjson
 from pydantic import BaseModel, Field
 
@@ -27,8 +28,7 @@ MAX_SAME_ID = 64
 _Key = tuple[str, str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(msgspec.Struct, frozen=True, gc=False):
     """Both halves of one prediction. `version` is the model version that its annotation names, or ""."""
 
     request: Record
@@ -46,7 +46,7 @@ class Pair:
     @property
     def completed_by(self) -> Record:
         """The half that came later: where on the log the prediction stands."""
-        return max(self.request, self.response, key=lambda record: record.offset)
+        return self.response if self.response.offset > self.request.offset else self.request
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,7 @@ class Counts:
         return asdict(self)
 
 
-@dataclass(slots=True)
-class _Half:
+class _Half(msgspec.Struct, gc=False):
     record: Record
     key: _Key
     arrived: float
@@ -79,9 +78,12 @@ class Identities:
         self._known: set[bytes] = set()
         self._order: deque[bytes] = deque()
 
-    def repeats(self, identity: object) -> bool:
-        """Whether it is one of them; if not, it is from now on. `identity` is made of tuples and texts."""
-        digest = blake2b(repr(identity).encode(), digest_size=_DIGEST).digest()
+    def repeats(self, *identity: str) -> bool:
+        """Whether it is one of them; if not, it is from now on."""
+        text = "\x1f".join(identity)
+        if text.count("\x1f") != len(identity) - 1:
+            text = repr(identity)
+        digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST).digest()
         if digest in self._known:
             return True
         self._known.add(digest)
@@ -188,10 +190,11 @@ class Pairing:
         if event.type not in self._orphans:
             raise ValueError(f"only {REQUEST} and {RESPONSE} have another half, not {event.type}")
         key = (event.model, event.source, event.id)
-        if self._seen.repeats((key, event.type, event.time)):
+        if self._seen.repeats(*key, event.type, event.time):
             self._duplicates += 1
             return None
-        self._now = max(self._now, record.timestamp)
+        if record.timestamp > self._now:
+            self._now = record.timestamp
         self._expire()
         serial = self._partner(event, key)
         if serial is None:
@@ -246,6 +249,10 @@ class Pairing:
         if not waiting:
             return None
         own = _occurred(event)
+        if len(waiting) == 1:
+            other = _occurred(self._halves[waiting[0]].record.event)
+            fits = not own or not other or (own <= other if is_request else other <= own)
+            return waiting[0] if fits else None
         times = ((_occurred(self._halves[serial].record.event), serial) for serial in waiting)
         if is_request:
             return _serial(min((other for other in times if not own or not other[0] or own <= other[0]), default=None))

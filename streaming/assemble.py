@@ -155,6 +155,7 @@ def monitor_spec(settings: ModelSettings) -> MonitorSpec:
 
 def _limit(settings: EvidentlyLimitSettings | DetectorLimitSettings) -> Limit:
     if isinstance(settings, DetectorLimitSettings):
-        return DetectorLimit(settings.label, settings.detector.kind, settings.detector.build, settings.columns)
+        detector = settings.detector
+        return DetectorLimit(settings.label, detector.kind, detector.build, settings.columns, detector.settings)
     share = None if settings.drifting == "any" else settings.drifting
     return EvidentlyLimit(settings.label, settings.test, settings.threshold, share, settings.columns)

@@ -7,7 +7,6 @@ import json
 import pickle
 import string
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from cloudevents.http import CloudEvent
 from cloudevents.http import from_http as sdk_from_http
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from inference.errors import EventError
 from inference.event import (

@@ -1,12 +1,12 @@
 """The fleet: pairs, versions, verdicts and decisions from records alone, the same wherever a batch is cut."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from inference.errors import VersionError
 from inference.event import LABEL, Event, own_event

@@ -263,9 +263,9 @@ def test_the_report_is_rendered_offline_names_the_features_and_runs_nothing_that
     assert not any(script.startswith("alert") for script in parsed.scripts)
     assert not any(source.startswith(("http:", "https:", "//")) for source in parsed.sources)
     data = orjson.loads(parsed.scripts[0].split(" = ", 1)[1].split(";\n", 1)[0])
-    told = orjson.dumps(data).decode()
+    content = orjson.dumps(data).decode()
     for name in (NASTY, "colour", "prediction", NASTY_COLOUR):
-        assert orjson.dumps(name).decode() in told
+        assert orjson.dumps(name).decode() in content
     rows = {row["column_name"]: row for row in tables(data)}
     kinds = {name: row["column_type"] for name, row in rows.items()}
     assert kinds == {NASTY: "num", "colour": "cat", "few": "num", "code": "cat", "prediction": "cat"}

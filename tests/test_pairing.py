@@ -5,7 +5,6 @@ import gzip
 import json
 import random
 from collections import Counter
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from inference.event import LABEL, REQUEST, RESPONSE, Event, from_http
 from inference.log import Record
@@ -342,10 +342,10 @@ def test_log_time_does_not_step_back_at_a_restart() -> None:
 
 def test_a_memory_of_more_identities_than_the_horizon_keeps_the_newest() -> None:
     long, short = Identities(10), Identities(3)
-    assert [long.repeats(("s", number)) for number in [*range(10), 9, 0]] == [False] * 10 + [True, True]
+    assert [long.repeats("s", str(number)) for number in [*range(10), 9, 0]] == [False] * 10 + [True, True]
     short.restore(long.state())
     assert short.state() == long.state()[-3 * 16 :]
-    assert [short.repeats(("s", number)) for number in (7, 8, 9, 6)] == [True, True, True, False]
+    assert [short.repeats("s", str(number)) for number in (7, 8, 9, 6)] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("state", [b"x", b"x" * 17, b"x" * 32])

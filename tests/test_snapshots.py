@@ -295,6 +295,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(place, caplog
         (b"", "no snapshot"),
         (content(19), "its name says 20"),
         (content(20, "x"), "of the log 'x'"),
+        (content(20, partition=1), "of partition 1"),
     ):
         write(place, f"{20:020d}.snapshot", wrong)
         caplog.clear()
@@ -406,16 +407,16 @@ def test_the_content_is_on_the_disk_before_it_has_its_name_and_the_name_before_s
 
     def fsync(handle):
         path = Path(f"/proc/self/fd/{handle}").readlink() if Path("/proc/self/fd").exists() else None
-        synced.append((path, final.exists(), path and path.is_file() and path.stat().st_size))
+        synced.append((path, final.exists(), os.fstat(handle)))
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
     store = SnapshotStore(str(tmp_path), "log")
     saved(store, 7)
     assert [named for _, named, _ in synced] == [False] * (len(synced) - 1) + [True]
+    assert (synced[-2][2].st_ino, synced[-2][2].st_size) == (final.stat().st_ino, final.stat().st_size), "the very file that was synced"
     if synced[0][0]:
         assert [path for path, _, _ in synced] == [tmp_path, tmp_path / "log", synced[2][0], final.parent]
-        assert synced[2][2] == final.stat().st_size
 
 
 def test_a_writer_that_is_killed_leaves_a_snapshot_that_can_be_read(tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace as altered
 
 from inference.errors import DriftloopError, SnapshotError, VersionError
 from inference.event import LABEL, own_event
@@ -134,7 +135,7 @@ def events_of(model, step, number, sent):
         # Python's JSON writes what orjson would not: numbers of any size, NaN.
         bodies = {"instances": rest[0]}, {"predictions": [rest[1]] * len(rest[0])}
         return [
-            replace(half, data=json.dumps(body).encode())
+            altered(half, data=json.dumps(body).encode())
             for half, body in zip(prediction(model, f"o{number}", [], []), bodies, strict=True)
         ]
     if kind in ("request", "response"):
@@ -142,12 +143,12 @@ def events_of(model, step, number, sent):
     if kind == "label":
         return [own_event(LABEL, {"prediction_id": "p", "labels": [1]}, model=model, source="s", id_=f"l{rest[0]}", now=0.0)]
     if kind == "promoted":
-        return [replace(promotion(model, rest[0]), id=f"promoted-{rest[0]}-{rest[1]}")]
+        return [altered(promotion(model, rest[0]), id=f"promoted-{rest[0]}-{rest[1]}")]
     if kind == "finished":
         return [finished(model, f"r{rest[0]}")]
     if kind == "broken":
         whole = {"request": prediction(model, f"b{number}", [], [])[0], "promoted": promotion(model, "1"), "finished": finished(model, "r")}
-        return [replace(whole.get(rest[0]) or events_of(model, ("label", 9), number, sent)[0], id=f"broken{number}", data=b"{")]
+        return [altered(whole.get(rest[0]) or events_of(model, ("label", 9), number, sent)[0], id=f"broken{number}", data=b"{")]
     if kind == "again":
         return sent[-1 - rest[0] :][:1]
     if kind == "foreign":
@@ -169,7 +170,7 @@ def logs(draw):
         now += step[1] if step[0] == "pause" else 0.5
         if step[0] == "swap" and len(log) > step[1]:
             one, other = log[-1], log[-1 - step[1]]
-            log[-1], log[-1 - step[1]] = replace(one, event=other.event), replace(other, event=one.event)
+            log[-1], log[-1 - step[1]] = altered(one, event=other.event), altered(other, event=one.event)
         sent = [record.event for record in log if record.event.model == model]
         for event in events_of(model, step, number, sent):
             # Kafka leaves out offsets, and a log need not begin at 0.
@@ -183,9 +184,9 @@ def with_ends_of_runs(log):
     for outcome in fleet().feed(log):
         if isinstance(outcome, Decision) and outcome.run_id:
             place = next(place for place, record in enumerate(log) if record.offset == outcome.verdict.window.last_offset) + 6
-            log.insert(place, replace(log[min(place, len(log) - 1)], event=finished(outcome.verdict.model, outcome.run_id)))
+            log.insert(place, altered(log[min(place, len(log) - 1)], event=finished(outcome.verdict.model, outcome.run_id)))
             break
-    return [replace(record, offset=10 + 2 * place) for place, record in enumerate(log)]
+    return [altered(record, offset=10 + 2 * place) for place, record in enumerate(log)]
 
 
 @settings(max_examples=120, deadline=None)
@@ -252,7 +253,7 @@ def test_a_watcher_that_goes_back_to_its_snapshot_says_the_same_again():
 
 def test_each_partition_is_restored_and_forgotten_by_itself():
     running = fleet()
-    logs_ = {partition: [replace(record, partition=partition) for record in story()] for partition in (3, 4)}
+    logs_ = {partition: [altered(record, partition=partition) for record in story()] for partition in (3, 4)}
     whole = {partition: told(fleet().feed(log)) for partition, log in logs_.items()}
     first = {partition: running.feed(log[:200]) for partition, log in logs_.items()}
     kept = running.state(4)

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from inference.errors import LogUnavailable
 from inference.event import Event
@@ -12,8 +13,7 @@ from inference.log.address import is_eventhubs, is_kafka
 from inference.log.connection import Connection, connection_to
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, gc=False):
     """An event and where it stands on the log; `timestamp` is when it was appended, in seconds since 1970 (UTC)."""
 
     partition: int

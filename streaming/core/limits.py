@@ -22,8 +22,8 @@ from streaming.core.window import SlidingWindow
 class Detector(Protocol):
     """An online change detector of one signal."""
 
-    def update(self, value: float) -> bool:
-        """Take the next finite value; True when a change is detected at it (the detector then starts anew by itself)."""
+    def feed(self, values: Sequence[float]) -> list[int]:
+        """Take the next finite values; the places among them at which a change is detected (the detector then starts anew by itself)."""
         ...
 
     def state(self) -> bytes:
@@ -188,16 +188,17 @@ class DetectorJudge:
                 self._feed(number, column.ranks(columns[index]))
             except Exception as error:  # noqa: BLE001 - a broken detector is a finding "unknown", never silence or a crash
                 self._broken[number] = f"the detector failed: {error!r}"
+                # How much it had told of this stretch depends on where the stretch was cut.
+                self._detected[number] = []
         self._rows += len(columns[0])
 
     def _feed(self, number: int, ranks: Values) -> None:
         level, spread = self._detectors[number]
-        for position, rank in enumerate(ranks.tolist()):
-            if rank == rank:
-                # Both see every value: a detection by one must not starve the other.
-                shifted, spread_changed = level.update(rank), spread.update(abs(2.0 * rank - 1.0))
-                if shifted or spread_changed:
-                    self._detected[number].append(self._rows + position)
+        places = np.flatnonzero(~np.isnan(ranks))
+        known = ranks[places]
+        # Both see every value: a detection by one must not starve the other.
+        detected = {*level.feed(known.tolist()), *spread.feed(np.abs(2.0 * known - 1.0).tolist())}
+        self._detected[number] += [self._rows + int(places[place]) for place in sorted(detected)]
 
     def judge(self, window: SlidingWindow) -> tuple[list[Finding], bool]:
         findings = []

@@ -13,6 +13,7 @@ from inference.log import Record
 from inference.messages import decode_finished, decode_label, decode_promotion
 from inference.pairing import Identities, Pair, Pairing
 from inference.payload import rows_and_predictions
+from inference.versions import Schema
 from streaming.core.monitor import Monitor, MonitorSpec
 from streaming.core.reference import Reference
 from streaming.core.verdict import Notice, Outcome
@@ -75,10 +76,11 @@ class ModelStream:
 
     def feed(self, records: Sequence[Record]) -> list[Outcome]:
         outcomes: list[Outcome] = []
+        add = self._pairing.add
         for record in records:
             kind = record.event.type
-            if kind in (events.REQUEST, events.RESPONSE):
-                pair = self._pairing.add(record)
+            if kind == events.RESPONSE or kind == events.REQUEST:
+                pair = add(record)
                 if pair is not None:
                     outcomes += self._predicted(pair)
             elif kind in _MESSAGES:
@@ -89,21 +91,25 @@ class ModelStream:
             self.newest = Place(records[-1].offset, records[-1].timestamp)
         return outcomes
 
-    def _predicted(self, pair: Pair) -> Iterator[Outcome]:
+    def _predicted(self, pair: Pair) -> Sequence[Outcome]:
+        outcomes: Sequence[Outcome] = ()
         if not self._version:
             version = pair.version or self._live(self._model)
             if version is None:
                 self.counts["no_version"] += 1
-                return
-            yield from self._take_over(version, pair.completed_by)
+                return ()
+            outcomes = [*self._take_over(version, pair.completed_by)]
         if pair.version and pair.version != self._version:
             self.counts["other_version"] += 1
-            return
-        if self._monitor is None:
+        elif self._monitor is None:
             self.counts["unmonitored"] += 1
-            return
+        else:
+            self._decoded(pair, self._monitor.reference.schema)
+        return outcomes
+
+    def _decoded(self, pair: Pair, schema: Schema) -> None:
         try:
-            rows, predictions = rows_and_predictions(pair.request.event, pair.response.event, self._monitor.reference.schema)
+            rows, predictions = rows_and_predictions(pair.request.event, pair.response.event, schema)
         except PayloadError as error:
             self.counts[f"unreadable {error.reason}"] += 1
             return
@@ -111,8 +117,9 @@ class ModelStream:
         all_rows, all_predictions, offsets, times = self._pending
         all_rows += rows
         all_predictions += predictions
-        offsets += [pair.completed_by.offset] * len(rows)
-        times += [pair.completed_by.timestamp] * len(rows)
+        place = pair.completed_by
+        offsets += [place.offset] * len(rows)
+        times += [place.timestamp] * len(rows)
 
     def _judged(self) -> Iterator[Outcome]:
         """Everything that waits goes through the monitor; each verdict is followed by what the governor makes of it."""
@@ -129,7 +136,7 @@ class ModelStream:
 
     def _told(self, record: Record) -> list[Outcome]:
         event = record.event
-        if self._messages[event.type].repeats((event.source, event.id)):
+        if self._messages[event.type].repeats(event.source, event.id):
             self.counts["duplicate_messages"] += 1
             return []
         try:

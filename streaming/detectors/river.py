@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -43,14 +44,18 @@ class RiverDetector:
         self._detector = detector
         self._parts = (type(detector), *parts)
 
-    def update(self, value: float) -> bool:
+    def feed(self, values: Sequence[float]) -> list[int]:
+        detector, places = self._detector, []
         try:
-            self._detector.update(value)
+            for place, value in enumerate(values):
+                detector.update(value)
+                if detector.drift_detected:
+                    places.append(place)
         except Exception:
             raise
         except BaseException as error:
             raise _no_panic(error) from error
-        return bool(self._detector.drift_detected)
+        return places
 
     def state(self) -> bytes:
         """Its memory: river's version, a line break, a pickle."""
