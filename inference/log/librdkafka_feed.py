@@ -66,9 +66,9 @@ class LibrdkafkaFeed:
             # The group's callbacks run within this call, on this thread.
             messages = consumed(self._consumer, limit, timeout)
             self._polled = time.monotonic()
-            records = [record for message in messages if (record := self._record(message)) is not None]
             if not messages:
                 self._probe()
+            records = self._records(messages)
         self._start_waiting()
         return records
 
@@ -103,18 +103,20 @@ class LibrdkafkaFeed:
         if not found.partitions:
             raise LogUnavailable(f"{self._client.address}: there is no topic {self._topic!r}; make it first, or name another")
 
-    def _record(self, message: Any) -> Record | None:
-        error = message.error()
-        if error is not None:
-            if error.code() == KafkaError._MAX_POLL_EXCEEDED or error.retriable():
+    def _records(self, messages: Sequence[Any]) -> list[Record]:
+        records = []
+        owned, expected, topic = self._owned, self._next, self._topic
+        for message in messages:
+            if (error := message.error()) is not None:
+                if error.code() != KafkaError._MAX_POLL_EXCEEDED and not error.retriable():
+                    raise KafkaException(error)
                 logger.debug("%s", error)
-                return None
-            raise KafkaException(error)
-        number, offset = message.partition(), message.offset()
-        if number not in self._owned or offset < self._next[number]:
-            return None
-        self._next[number] = offset + 1
-        return record_of(message.topic(), message.partition(), message.offset(), message.timestamp()[1], message.headers(), message.value())
+                continue
+            number, offset = message.partition(), message.offset()
+            if number in owned and offset >= expected[number]:
+                expected[number] = offset + 1
+                records.append(record_of(topic, number, offset, message.timestamp()[1], message.headers(), message.value()))
+        return records
 
     def _start_waiting(self) -> None:
         """What was assigned is read from where the owner says; when it can't say now, it is asked again at the next poll."""
