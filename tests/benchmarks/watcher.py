@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import joblib
@@ -22,18 +23,17 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import yaml
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from watchers import make_topic
 
 from inference.log import open_feed, open_log
 from inference.log.connection import Connection
 from inference.versions import Feature, Repository, Schema, Version
 from streaming.testing import prediction, promotion
 
+ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = 4
 NAMES = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 
@@ -143,7 +143,7 @@ def watching(path, until, members):
     from streaming.snapshots import SnapshotStore
     from streaming.watch import Watch
 
-    settings = load_settings(path)
+    settings = load_settings(Path(path))
     settings = settings.model_copy(update={"state": settings.state.with_name(f"{settings.state.name}-{os.getpid()}")})
     log, journal, stop = open_log(settings.log), Journal(settings.state), threading.Event()
     identity = log_identity(settings)
@@ -175,11 +175,11 @@ def child(arguments):
     kind, path_or_group, client, url, until, members = arguments
     os.sched_setaffinity(0, {int(os.environ["CORE"])})
     connection = Connection(url=url, client=client)
-    if kind == "bare":
-        result = bare(connection, path_or_group, int(until))
-    else:
-        result = watching(Path(path_or_group), int(until), int(members))
-    print(json.dumps(result))
+    measure = {
+        "bare": lambda: bare(connection, path_or_group, int(until)),
+        "watch": lambda: watching(path_or_group, int(until), int(members)),
+    }
+    print(json.dumps(measure[kind]()))
 
 
 def measured(kind, what, connection, until, *, members=1):
@@ -214,7 +214,8 @@ def main():
         script = [sys.executable, str(ROOT / "infra" / "kafka" / "broker.py")]
         address = (options.log or "").removeprefix("kafka://")
         if not address:
-            began = subprocess.run([*script, "start", "--port", "0", "--folder", str(folder / "broker"), "--detach"], capture_output=True, text=True)
+            command = [*script, "start", "--port", "0", "--folder", str(folder / "broker"), "--detach"]
+            began = subprocess.run(command, capture_output=True, text=True)
             address, started = began.stdout.split()[-1], True
         try:
             table = run(folder, address, options)
@@ -227,7 +228,10 @@ def main():
 
 
 def run(folder, address, options):
-    topic = make_topic(address, PARTITIONS)
+    topic = f"benchmark-{uuid.uuid4().hex[:8]}"
+    admin = KafkaAdminClient(bootstrap_servers=address)
+    admin.create_topics([NewTopic(topic, num_partitions=PARTITIONS, replication_factor=1)])
+    admin.close()
     filling = Connection(url=f"kafka://{address}/{topic}", client="librdkafka")
     log = open_log(filling)
     models = models_on_all_partitions(log)
