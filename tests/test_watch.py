@@ -30,7 +30,7 @@ from streaming.journal import Journal
 from streaming.reader import everything
 from streaming.settings import load_settings
 from streaming.snapshots import Snapshot, SnapshotStore, encode
-from streaming.testing import Receiver, poll_until, prediction, promotion, records
+from streaming.testing import Receiver, finished, poll_until, prediction, promotion, records
 from streaming.watch import Watch
 
 MODEL = "default/iris"
@@ -214,6 +214,35 @@ def test_nothing_is_performed_before_the_log_was_read_to_where_it_ended(folder):
     assert seen == [(1, False), (1, True), (1, False)]
 
 
+def test_what_a_snapshot_left_to_do_waits_for_what_the_log_may_tell_of_it(folder):
+    (folder / "driftloop.yaml").write_text(SETTINGS + "alerts:\n  webhook: {url: 'http://127.0.0.1:1/'}\nreports: false\n")
+    write(folder, [promotion(MODEL, "1"), *traffic(60, 0.0), *traffic(120, 8.0, first=200)])
+    Watching(folder).run()
+    write(folder, traffic(10, 8.0, first=800))
+    watching, seen = Watching(folder), []
+
+    def look(records):
+        seen.append((len(watching.outbox.entries()), watching.outbox.take(time.time(), "webhook") is not None))
+        Watch._take(watching.watch, records)
+
+    watching.watch._take = look
+    watching.run()
+    assert seen == [(1, False), (1, True)]
+
+
+def test_the_end_of_a_run_that_was_decided_on_before_the_snapshot_is_told(folder):
+    (folder / "driftloop.yaml").write_text(
+        SETTINGS.replace("retraining: null", "retraining: {}") + "alerts:\n  slack: {webhook: 'http://127.0.0.1:1/'}\n"
+    )
+    write(folder, [promotion(MODEL, "1"), *traffic(60, 0.0), *traffic(120, 8.0, first=200)])
+    (run_id,) = (one["run_id"] for one in Watching(folder).run() if one["outcome"] == "decision" and one["run_id"])
+    write(folder, [finished(MODEL, run_id)])
+    watching, seen = Watching(folder), []
+    watching.watch.revoked = lambda partitions: (seen.extend(watching.outbox.entries("slack")), Watch.revoked(watching.watch, partitions))
+    watching.run()
+    assert len(seen) == 2
+
+
 def test_where_the_last_offsets_hold_no_record_it_acts_all_the_same(folder, monkeypatch):
     monkeypatch.setattr("streaming.watch._NOTHING_COMES", 0.2)
     write(folder, [promotion(MODEL, "1"), *traffic(5, 0.0)])
@@ -316,10 +345,11 @@ def test_records_that_retention_took_are_told_and_the_rest_is_read(folder, caplo
     assert "no longer has offsets 61 to 110" in caplog.text
 
 
-def test_an_error_of_ours_in_the_middle_of_a_batch_saves_nothing(folder):
+def test_an_error_of_ours_in_the_middle_of_a_batch_saves_nothing(folder, monkeypatch):
+    monkeypatch.setattr("streaming.watch.BATCH", 110)
     write(folder, [promotion(MODEL, "1"), *traffic(70, 0.0)])
     watching = Watching(folder)
-    watching.watch._dispatch = Breaking(watching.dispatch, after=2)
+    watching.watch._dispatch = Breaking(watching.dispatch, after=3)
     with pytest.raises(ZeroDivisionError):
         watching.run()
     assert snapshots(folder) == []

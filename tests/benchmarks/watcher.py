@@ -175,11 +175,8 @@ def child(arguments):
     kind, path_or_group, client, url, until, members = arguments
     os.sched_setaffinity(0, {int(os.environ["CORE"])})
     connection = Connection(url=url, client=client)
-    measure = {
-        "bare": lambda: bare(connection, path_or_group, int(until)),
-        "watch": lambda: watching(path_or_group, int(until), int(members)),
-    }
-    print(json.dumps(measure[kind]()))
+    wanted = int(until)
+    print(json.dumps(bare(connection, path_or_group, wanted) if kind == "bare" else watching(path_or_group, wanted, int(members))))
 
 
 def measured(kind, what, connection, until, *, members=1):
