@@ -4,9 +4,9 @@ import random
 import time
 
 import pytest
+from watchers import Loop, make_topic
 
 from streaming.testing import poll_until
-from watchers import Loop, make_topic
 
 
 @pytest.fixture
@@ -43,7 +43,9 @@ def test_a_watcher_that_is_killed_over_and_over_says_what_an_undisturbed_one_say
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loop", [{"static": False}], indirect=True)
+@pytest.mark.parametrize(
+    "loop", [{"static": False}, {"static": False, "client": "librdkafka"}], indirect=True, ids=["kafka-python", "librdkafka"]
+)
 def test_watchers_that_join_and_leave_say_together_what_one_says(loop):
     loop.begin()
     loop.start("a")

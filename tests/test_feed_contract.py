@@ -2,7 +2,6 @@
 
 import threading
 import time
-import uuid
 from importlib.util import find_spec
 
 import pytest
@@ -187,23 +186,24 @@ def test_who_was_out_of_it_for_longer_than_its_session_owns_nothing_and_is_told_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("client", KAFKAS)
-def test_a_broker_that_goes_away_is_told_and_reading_goes_on_when_it_is_back(broker, tmp_path, client):
+def test_a_broker_that_goes_away_is_told_and_reading_goes_on_when_it_is_back(broker, tmp_path):
     started = broker("start", "--port", 0, "--folder", tmp_path / "b", "--detach")
     assert started.returncode == 0, started.stderr
     bootstrap = started.stdout.split()[-1]
     try:
-        connection = Connection(url=f"kafka://{bootstrap}/{make_topic(bootstrap, 6)}", client=client)
-        places, seen = append(connection, 0, 60), []
-        member = Member(connection, {}, seen, group=uuid.uuid4().hex)
-        assert poll_until(lambda: len(seen) == 60, timeout=20)
+        topic = make_topic(bootstrap, 6)
+        connections = [Connection(url=f"kafka://{bootstrap}/{topic}", client=client) for client in KAFKAS]
+        places = append(connections[0], 0, 60)
+        members = [Member(connection, {}, [], group=connection.client) for connection in connections]
+        assert poll_until(lambda: all(len(member.seen) == 60 for member in members), timeout=20)
         assert broker("stop", "--folder", tmp_path / "b").returncode == 0
-        assert poll_until(lambda: member.errors, timeout=30)
+        assert poll_until(lambda: all(member.errors for member in members), timeout=30)
         again = broker("start", "--port", bootstrap.rpartition(":")[2], "--folder", tmp_path / "b", "--detach")
         assert again.returncode == 0, again.stderr
-        places += append(connection, 100, 30)
-        assert poll_until(lambda: len(set(seen)) >= 90, timeout=60)
-        assert sorted(set(seen)) == sorted(places)
-        member.stop()
+        places += append(connections[0], 100, 30)
+        for member in members:
+            assert poll_until(lambda seen=member.seen: len(set(seen)) >= 90, timeout=60)
+            assert sorted(set(member.seen)) == sorted(places)
+            member.stop()
     finally:
         broker("stop", "--folder", tmp_path / "b")
