@@ -29,7 +29,8 @@ def promoted(version: Version, *, previous: str, repository: str, now: float) ->
         "metrics": dict(version.metrics),
         "repository": repository,
     }
-    id_ = deterministic_id("promoted", version.model, version.version)
+    # A version that is put live again later on is another promotion.
+    id_ = deterministic_id("promoted", version.model, version.version, version.run_id, previous)
     return own_event(PROMOTED, data, model=version.model, source=SOURCE, id_=id_, now=now)
 
 

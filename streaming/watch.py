@@ -213,7 +213,11 @@ class Watch:
             return
         self._next_save = time.monotonic() + self._every
         moved = [number for number, position in self._positions.items() if position != self._saved.get(number)]
-        taken = [(number, self._positions[number], self._snapshot(number)) for number in moved]
+        try:
+            taken = [(number, self._positions[number], self._snapshot(number)) for number in moved]
+        except SnapshotError as error:
+            self._complain(error)
+            return
         self._saved |= {number: position for number, position, _ in taken}
         self._writing = self._writer.submit(self._write, taken)
 
@@ -222,13 +226,16 @@ class Watch:
             for partition, position, content in taken:
                 self._store.save(partition, position, content)
         except DriftloopError as error:
-            if not self._troubled:
-                log.error("no snapshot can be written, a restart will read more of the log again: %s", error)
-            self._troubled = True
+            self._complain(error)
         else:
             if self._troubled:
                 log.warning("snapshots are written again")
             self._troubled = False
+
+    def _complain(self, error: DriftloopError) -> None:
+        if not self._troubled:
+            log.error("no snapshot can be written, a restart will read more of the log again: %s", error)
+        self._troubled = True
 
     def _written(self) -> None:
         if self._writing is not None:

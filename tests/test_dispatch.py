@@ -248,6 +248,8 @@ def test_each_partition_has_a_memory_of_its_own_that_goes_with_it(settings):
     watcher.outbox.open(5)
     watcher(verdict(), verdict(model=OTHER, partition=5), decision())
     assert watcher.dispatch.state(5) == {"runs": {}, "drifting": [OTHER]}
+    watcher(finished(partition=5))
+    assert "f-run1:slack" not in watcher.entries
     watcher.dispatch.forget(PARTITION)
     assert watcher.dispatch.state(PARTITION) == {"runs": {}, "drifting": []}
     assert watcher.dispatch.state(5)["drifting"] == [OTHER]

@@ -189,6 +189,37 @@ def test_a_journal_that_cannot_make_room_goes_on_and_makes_it_later(
     assert (lines(tmp_path, "outcomes.1.jsonl"), lines(tmp_path)) == ([1, 2, 3, 4, 5, 6], [7])
 
 
+def test_a_file_that_somebody_took_away_is_begun_anew_when_it_would_be_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("streaming.journal._MAX_BYTES", 100)
+    journal = Journal(tmp_path)
+    journal.outcome(outcome(1))
+    (tmp_path / "outcomes.jsonl").unlink()
+    for number in range(2, 6):
+        journal.outcome(outcome(number))
+    assert lines(tmp_path) == [4, 5]
+    assert caplog.records == []
+
+
+def test_a_folder_that_goes_away_is_told_once_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("streaming.journal._MAX_BYTES", 100)
+    folder, elsewhere = tmp_path / "state", tmp_path / "elsewhere"
+    journal = Journal(folder)
+    journal.outcome(outcome(1))
+    folder.rename(elsewhere)
+    for number in range(2, 8):
+        journal.outcome(outcome(number))
+    journal.status({})
+    assert [record.message for record in caplog.records][1:] == []
+    elsewhere.rename(folder)
+    for number in range(8, 10):
+        journal.outcome(outcome(number))
+    assert 9 in lines(folder) and len(caplog.records) == 1
+
+
 def test_a_status_that_cannot_be_written_is_told_once_and_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     journal = Journal(tmp_path)
     (tmp_path / ".status.json").mkdir()

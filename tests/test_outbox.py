@@ -233,6 +233,52 @@ def test_our_own_event_that_comes_before_the_call_returns_changes_nothing() -> N
     assert outbox.counts() == {"slack": {"done": 1}}
 
 
+@pytest.mark.parametrize("how", ["later", "retry"])
+def test_what_another_told_the_end_of_while_we_were_at_it_goes_on_no_more(outbox: Outbox, how: str) -> None:
+    told_by_another: list[Event] = []
+    another = open_outbox(told_by_another)
+    for one in (outbox, another):
+        put(one, "k", "slack", {}, now=1.0)
+    entry = taken(outbox)
+    another.done(taken(another))
+    outbox.read(0, told_by_another[0])
+    getattr(outbox, how)(entry, 3.0, "once more")
+    assert outbox.entries() == [] and outbox.suspend([0], 0.0)
+
+
+@pytest.mark.parametrize("how", ["done", "later"])
+def test_that_an_entry_was_told_is_not_remembered_longer_than_the_entry(how: str) -> None:
+    told: list[Event] = []
+    outbox = open_outbox(told)
+    put(outbox, "k", "slack", {}, now=1.0)
+    entry = taken(outbox)
+    outbox.done(entry)
+    put(outbox, "k", "slack", {}, now=1.0)
+    entry = taken(outbox)
+    outbox.read(0, told[0])
+    outbox.done(entry) if how == "done" else outbox.later(entry, 1.0, "")
+    put(outbox, "k", "slack", {}, now=1.0)
+    outbox.later(taken(outbox), 1.0, "goes on")
+    assert [entry.note for entry in outbox.entries()] == ["goes on"]
+
+
+def test_an_entry_whose_end_was_read_is_in_no_snapshot_even_before_its_call_returns() -> None:
+    """A snapshot's position is behind the event then: nobody who opens it would ever read the event and strike the entry out."""
+    states: list[list[dict[str, Any]]] = []
+
+    def publish(event: Event) -> None:
+        states.append(outbox.state(0))
+        outbox.read(0, event)
+        states.append(outbox.state(0))
+
+    outbox = Outbox(publish)
+    outbox.open(0)
+    put(outbox, "k", "slack", {}, now=1.0)
+    put(outbox, "after", "slack", {}, now=2.0)
+    outbox.done(taken(outbox))
+    assert [[entry["key"] for entry in state] for state in states] == [["k", "after"], ["after"]]
+
+
 def test_an_end_that_the_log_cannot_be_told_now_keeps_the_entry_out_of_reach_until_it_is_told() -> None:
     log: list[Event] = []
     away = [LogUnavailable("locked")]

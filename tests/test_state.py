@@ -20,15 +20,17 @@ from inference.errors import DriftloopError, SnapshotError, VersionError
 from inference.event import LABEL, own_event
 from inference.log import Record
 from inference.versions import Feature, Schema
+from streaming.assemble import monitor_spec
 from streaming.core.fleet import Fleet
 from streaming.core.governor import Governor
 from streaming.core.limits import DetectorLimit, EvidentlyLimit
-from streaming.core.monitor import MonitorSpec
+from streaming.core.monitor import Monitor, MonitorSpec
 from streaming.core.reference import prepare
 from streaming.core.statistics import ALLOWED_KINDS
 from streaming.core.verdict import Decision, Notice, Span, Verdict, as_object
 from streaming.core.window import CountWindow
 from streaming.detectors import Adwin, Kswin, PageHinkley
+from streaming.settings import ModelSettings
 from streaming.snapshots import Snapshot, decode, encode
 from streaming.testing import finished, prediction, promotion, records
 
@@ -189,7 +191,7 @@ def with_ends_of_runs(log):
     return [altered(record, offset=10 + 2 * place) for place, record in enumerate(log)]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(parts=logs(), data=st.data())
 def test_restoring_anywhere_changes_neither_the_outcomes_nor_the_final_state(parts, data):
     parts = {partition: with_ends_of_runs(log) for partition, log in parts.items()}
@@ -422,6 +424,20 @@ def test_detectors_of_another_river_start_anew_and_the_rest_of_the_monitor_goes_
     assert notice.id != restored(running, 0, specs={"ns/a": CHANGES["size"]})[1][0].id, "another reason is another notice"
 
 
+@pytest.mark.parametrize("detector", DETECTORS, ids=lambda detector: detector.kind)
+def test_every_setting_in_the_configuration_counts(detector):
+    plain = {"window": {"size": 50, "slide": 10}, "limits": [{"kind": "detector", "detector": detector.model_dump()}]}
+    changed = [{**plain, "window": {"size": 51, "slide": 10}}, {**plain, "window": {"size": 50, "slide": 11}}]
+    for name, value in detector:
+        if name != "kind":
+            other = {**detector.model_dump(), name: value / 2 if isinstance(value, float) else value + 1}
+            changed.append({**plain, "limits": [{"kind": "detector", "detector": other}]})
+    known = reference("ns/a", "1")
+    prints = [Monitor(monitor_spec(ModelSettings.model_validate(one)), known, 0).state()["fingerprint"] for one in (plain, plain, *changed)]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == len(prints) - 1 == len(type(detector).model_fields) + 2
+
+
 # Any other state
 
 
@@ -454,7 +470,7 @@ PLAIN = st.one_of(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data(), leaf=PLAIN)
 def test_any_other_state_is_a_snapshot_error_or_goes_on_and_never_anything_else(data, leaf):
     running = fleet()

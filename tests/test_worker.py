@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 
+import orjson
 import pytest
 
 from inference.errors import ActionError, LogUnavailable
@@ -166,6 +167,27 @@ def test_an_unexpected_exception_is_that_entrys_failure_and_the_worker_goes_on(o
     assert worker.drain(10.0)
     assert worker.stop(5.0)
     assert sorted(ends(told)) == [("bad", "failed", "ZeroDivisionError: integer division or modulo by zero"), ("good", "done", "1")]
+
+
+@pytest.mark.parametrize("how", ["done", "failed", "retry", "later"])
+def test_half_a_character_in_what_a_handler_says_ends_no_thread_and_spoils_no_snapshot(outbox: Outbox, told: list[Event], how: str) -> None:
+    said = "no file a\udc80b"
+
+    def handler(entry: Entry) -> Done | Later:
+        if entry.key == "good":
+            return Done()
+        if how in ("failed", "retry"):
+            raise ActionError(said, retry=how == "retry")
+        return Done(said) if how == "done" else Later(60.0, said)
+
+    worker = Worker(outbox, {"slack": handler}, poll=0.01)
+    put(outbox, "bad", "slack", {}, now=time.time() - 1.0)
+    put(outbox, "good", "slack", {}, now=time.time())
+    worker.start()
+    assert poll_until(lambda: ("good", "done", "") in ends(told))
+    assert worker.stop(5.0)
+    left = orjson.loads(orjson.dumps(outbox.state(0)))
+    assert [end[2] for end in ends(told) if end[0] == "bad"] + [one["last_error"] + one["note"] for one in left] == ["no file a?b"]
 
 
 def test_a_kind_that_hangs_holds_up_no_other_and_stop_is_bounded(outbox: Outbox) -> None:

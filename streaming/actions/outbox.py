@@ -60,7 +60,7 @@ class _Partition:
     held: bool
     entries: dict[str, Entry] = field(default_factory=dict)
     performing: set[str] = field(default_factory=set)
-    # Told on the log by another while it is being performed here.
+    # Its end was read while it is being performed here: our own event came before the call returned, or it is another's.
     told: set[str] = field(default_factory=set)
 
 
@@ -170,9 +170,11 @@ class Outbox:
             return self._changed.wait_for(lambda: not any(partition.performing for partition in known), timeout)
 
     def state(self, partition: int) -> list[dict[str, Any]]:
-        """The entries of a partition as plain values, for `open`."""
+        """The entries of a partition as plain values, for `open`; without those whose end has been read."""
         with self._changed:
-            return [asdict(entry) for entry in self._partitions[partition].entries.values()]
+            known = self._partitions[partition]
+            # Whoever opens this reads on behind that event, and would never strike the entry out.
+            return [asdict(entry) for entry in known.entries.values() if entry.key not in known.told]
 
     def forget(self, partition: int) -> None:
         """The partition is no longer ours."""

@@ -216,7 +216,7 @@ def _sturges(reference: Floats, window: Floats) -> Floats:
         width = (high - low) / (np.log2(len(reference) + len(window)) + 1.0)
         bins = int(np.ceil((high - low) / width)) if width else 1
     # numpy.linspace, to the bit, at a fifth of its cost.
-    edges: Floats = _places(bins + 1) * ((high - low) / bins) + low
+    edges: NDArray[Any] = _places(bins + 1) * ((high - low) / bins) + low
     edges[-1] = high
     return edges
 
