@@ -243,6 +243,25 @@ def test_the_end_of_a_run_that_was_decided_on_before_the_snapshot_is_told(folder
     assert len(seen) == 2
 
 
+def test_a_partition_goes_only_when_what_is_being_done_about_it_is_done(folder):
+    (folder / "driftloop.yaml").write_text(SETTINGS + "alerts:\n  webhook: {url: 'http://127.0.0.1:1/'}\nreports: false\n")
+    write(folder, [promotion(MODEL, "1"), *traffic(60, 0.0), *traffic(120, 8.0, first=200)])
+    watching = Watching(folder)
+    feed = EmbeddedFeed(watching.log, watching.watch)
+    watching.watch._take(feed.poll(1000, 0.0))
+    entry = watching.outbox.take(time.time(), "webhook")
+    going = threading.Thread(target=feed.close)
+    going.start()
+    going.join(0.3)
+    assert going.is_alive()
+    assert snapshots(folder) == []
+    watching.outbox.done(entry)
+    going.join(5)
+    assert not going.is_alive()
+    partition = watching.log.partition_of(MODEL)
+    assert watching.store.load(partition).body["outbox"] == []
+
+
 def test_where_the_last_offsets_hold_no_record_it_acts_all_the_same(folder, monkeypatch):
     monkeypatch.setattr("streaming.watch._NOTHING_COMES", 0.2)
     write(folder, [promotion(MODEL, "1"), *traffic(5, 0.0)])
