@@ -42,11 +42,18 @@ class LogError(DriftloopError):
 
 
 class LogUnavailable(LogError):
-    """The log is away, full or locked; the caller may try again."""
+    """The log is away, full or locked; the caller may try again.
+
+    Of a failed append, `appended` holds the indexes of the events that are on the log for certain, if it can tell.
+    """
+
+    appended: frozenset[int] = frozenset()
 
 
 class LogThrottled(LogUnavailable):
-    """The log is there and asks for a slower pace; the caller tries again after a pause."""
+    """The log is there and asks for a slower pace; the caller tries again after a pause: of `pause` seconds, if it said so."""
+
+    pause: float | None = None
 
 
 class LogFull(LogUnavailable):

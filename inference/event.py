@@ -13,7 +13,7 @@ import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid5
 
 import msgspec
@@ -139,31 +139,42 @@ def kafka_headers(event: Event) -> list[tuple[str, str]]:
     headers = [("ce_specversion", "1.0"), ("ce_id", event.id), ("ce_source", event.source), ("ce_type", event.type)]
     if event.time:
         headers.append(("ce_time", event.time))
-    for name, value in event.extensions.items():
-        headers.append((_kafka_headers.get(name) or f"ce_{name}", value))
+    headers.extend([(f"ce_{name}", value) for name, value in event.extensions.items()])
     if event.datacontenttype is not None:
         headers.append(("content-type", event.datacontenttype))
     return headers
 
 
-def surely_survives(event: Event) -> bool:
-    """Whether the event is the same after a way through `to_kafka` and `from_kafka`, told at a glance; False: try it."""
-    extensions = event.extensions
+class Message(NamedTuple):
+    """An event as its Kafka message: the model's name, `kafka_headers`, and the exact body. It is carried on without being read."""
+
+    key: str
+    headers: Sequence[tuple[str, str]]
+    value: bytes
+
+    @classmethod
+    def of(cls, event: Event) -> "Message":
+        return cls(event.model, kafka_headers(event), event.data)
+
+
+def lasting_headers(event: Event) -> list[tuple[str, str]] | None:
+    """`kafka_headers`, if it can be told at a glance that the event is the same after a way through Kafka; None: try it."""
+    id_, source, type_, extensions = event.id, event.source, event.type, event.extensions
+    headers = [("ce_specversion", "1.0"), ("ce_id", id_), ("ce_source", source), ("ce_type", type_)]
     try:
-        text = "".join((event.id, event.source, event.type, event.time, event.datacontenttype or "", *extensions.values()))
-    except TypeError:
-        return False
-    return bool(
-        text.isprintable()
-        and 4 * len(text) <= MAX_ATTRIBUTE_LENGTH
-        and len(extensions) <= MAX_ATTRIBUTES - 6
-        and _kafka_headers.keys() >= extensions.keys()
-        and (event.datacontenttype is None or event.datacontenttype in _binary_types)
-        and event.id
-        and event.source
-        and event.type
-        and type(event.data) is bytes
-    )
+        headers += [(_kafka_headers[name], value) for name, value in extensions.items()]
+        text = "".join([id_, source, type_, event.time, event.datacontenttype or "", *extensions.values()])
+    except (KeyError, TypeError):
+        return None
+    if not text.isprintable() or 4 * len(text) > MAX_ATTRIBUTE_LENGTH or len(headers) > MAX_ATTRIBUTES - 2:
+        return None
+    if event.time:
+        headers.append(("ce_time", event.time))
+    if event.datacontenttype is not None:
+        if event.datacontenttype not in _binary_types:
+            return None
+        headers.append(("content-type", event.datacontenttype))
+    return headers if id_ and source and type_ and type(event.data) is bytes else None
 
 
 def from_kafka(headers: Sequence[tuple[str, bytes | None]], value: bytes | None) -> Event:

@@ -4,82 +4,103 @@ KServe's logger never retries, has five workers a pod and takes any answer but 2
 exactly 200 and empty. It is also true: requests wait while one writer thread appends all that came meanwhile in a single
 transaction (group commit), so an event that was acknowledged survives a kill of this process.
 
-The path of a request, in reading order: route -> receive -> admit -> is it noise? -> append -> answer.
+The path of a request, in reading order: route -> enter -> receive -> take (admit, is it noise?, write) -> leave -> answer.
+An HTTP protocol that has the whole of a request at once (gateway_protocol.py) calls `enter` and `take` itself.
+
+What is counted where, for every request that was received (`Gateway.counts`):
+- appended: it stands on the log (or in the spool in front of it) and was acknowledged;
+- ignored, by reason: acknowledged, and no event of a prediction: what KServe logs of GETs;
+- rejected, by reason: it is wrong (4xx); set aside with its content and counted among the log's dead letters, both on disk;
+- refused, by reason: it could not be taken in: `unauthorized` (401); or 503: `queue_full`, `log_full` (spool or disk without room),
+  `log_unavailable`, `log_corrupt`. A sender that does not repeat, as KServe's, has lost that event for good, so each 503 is also counted
+  among the dead letters as `lost_REASON`: in memory at once, on disk with the next transaction that succeeds (a kill before loses the
+  count). Their content is not kept: there is no room where it could be;
+- disconnected: the sender went away before its body was complete.
 """
 
 import asyncio
 import logging
-import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import orjson
 
-from inference.errors import EventError, LogCorrupt, LogError
-from inference.event import LABEL, PROMOTED, REQUEST, RESPONSE, RETRAINING_FINISHED, Event, from_http
+from inference.access import Access
+from inference.admission import admit, noise
+from inference.episode import Episode
+from inference.errors import EventError, LogCorrupt, LogError, LogFull
+from inference.gateway_writer import Letter, Writer
+from inference.latency import Latency
 from inference.log.embedded import EmbeddedLog
+from inference.spool import Forwarder
+from inference.tee import Tee
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 
-ACCEPTED_TYPES = (REQUEST, RESPONSE, LABEL, PROMOTED, RETRAINING_FINISHED)
-NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-SERVICE_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
-
-BATCH_EVENTS = 1_000
-BATCH_BYTES = 16 * 1024 * 1024
 LINGER_SECONDS = 5.0
 STATUS = {"body_too_large": 413, "body_timeout": 408}
 
 logger = logging.getLogger(__name__)
 
 
-class _Letter(NamedTuple):
-    reason: str
-    message: str
-    headers: list[tuple[str, str]]
-    body: bytes
+class Answer(NamedTuple):
+    """What a request is answered; `content-length` is not among the headers."""
+
+    status: int
+    body: bytes = b""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-class _Disconnected(Exception):
-    """The client went away before its body was complete."""
+ACCEPTED = Answer(200)
+DISCONNECTED = Answer(0)
 
 
 class Gateway:
-    """The ASGI app. `max_waiting` and `max_waiting_bytes` bound what it holds in memory; beyond them it answers 503."""
+    """The ASGI app. `max_waiting` and `max_waiting_bytes` bound what it holds in memory; beyond them it answers 503.
+
+    `forwarder` carries the events from `log`, which is a spool then, to where they belong; `tee` gets a copy of each.
+    """
 
     def __init__(
         self,
         log: EmbeddedLog,
         *,
+        access: Access | None = None,
+        close_connections: bool = False,
+        forwarder: Forwarder | None = None,
+        tee: Tee | None = None,
         max_body: int = 1_000_000,
         max_waiting: int = 10_000,
         max_waiting_bytes: int = 256 * 1024 * 1024,
         body_timeout: float = 30.0,
     ) -> None:
+        self.max_body = max_body
         self._log = log
-        self._max_body = max_body
+        self._access = access
+        self.close_connections = close_connections
+        self._forwarder = forwarder
+        self._tee = tee
         self._max_waiting = max_waiting
         self._max_waiting_bytes = max_waiting_bytes
         self._body_timeout = body_timeout
-        self._waiting = 0
-        self._waiting_bytes = 0
-        self._queue: deque[tuple[Event | _Letter, asyncio.Future[Exception | None]]] = deque()
-        self._writer: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log-writer")
-        self._received = self._appended = self._disconnected = self._batches = self._letters_lost = 0
+        self._waiting = self._waiting_bytes = 0
+        self._writer = Writer(log)
+        self._refusing = Episode(logger)
+        self._latency = Latency()
+        self._received = self._appended = self._disconnected = self._letters_lost = 0
         self._ignored: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
 
     def counts(self) -> dict[str, Any]:
-        """received = appended + ignored + rejected (dead letters) + refused (503) + disconnected + waiting."""
+        """received = appended + ignored + rejected + refused + disconnected + waiting; reads nothing but memory."""
         return {
             "received": self._received,
             "appended": self._appended,
@@ -88,72 +109,82 @@ class Gateway:
             "refused": dict(self._refused),
             "disconnected": self._disconnected,
             "waiting": self._waiting,
-            "queue_depth": len(self._queue),
-            "batches": self._batches,
+            "queue_depth": self._writer.depth,
+            "batches": self._writer.batches,
             "dead_letters_lost": self._letters_lost,
+            "ack_seconds": self._latency.snapshot(),
         }
+
+    def status(self) -> dict[str, Any]:
+        """The counts, the dead letters ever (by reason), and how the parts beside the gateway are; may wait for the disk."""
+        status = self.counts()
+        with suppress(LogError):
+            # The loop goes on counting meanwhile: a copy is made in one step.
+            status["dead_letters"] = dict(Counter(self._log.dead_letter_counts()) + Counter(dict(self._writer.lost)))
+        if self._forwarder is not None:
+            with suppress(LogError):
+                status["log"] = self._forwarder.status()
+        if self._tee is not None:
+            status["tee"] = self._tee.status()
+        return status
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["method"] == "POST":
-            await self._post(scope["headers"], receive, send)
+            await self._post(scope["headers"], scope["raw_path"], receive, send)
         elif scope["method"] != "GET":
-            await _answer(send, 405, _problem("method_not_allowed", "send events with POST"), (b"allow", b"GET, POST"))
-        elif scope["path"] == "/healthz":
-            await _answer(send, 200, b'{"status":"ok"}')
-        elif scope["path"] == "/counts":
-            await _answer(send, 200, orjson.dumps(self.counts()))
+            await self._answer(send, _problem(405, "method_not_allowed", "send events with POST", (b"allow", b"GET, POST")))
         else:
-            await _answer(send, 404, _problem("not_found", "known: GET /healthz, GET /counts, POST any path"))
+            await self._answer(send, await self._get(scope["path"]))
 
-    async def _post(self, headers: Headers, receive: Receive, send: Send) -> None:
+    async def _get(self, path: str) -> Answer:
+        if path == "/healthz":
+            return Answer(200, b'{"status":"ok"}', (_JSON,))
+        if path == "/counts":
+            return Answer(200, orjson.dumps(await asyncio.to_thread(self.status)), (_JSON,))
+        if path == "/metrics":
+            from inference.gateway_metrics import CONTENT_TYPE, exposition
+
+            return Answer(200, exposition(await asyncio.to_thread(self.status)), ((b"content-type", CONTENT_TYPE.encode()),))
+        return _problem(404, "not_found", "known: GET /healthz, GET /counts, GET /metrics, POST any path")
+
+    async def _post(self, headers: Headers, target: bytes, receive: Receive, send: Send) -> None:
+        size = min(_content_length(headers, otherwise=self.max_body), self.max_body)
+        if (answer := self.enter(headers, target, size)) is None:
+            answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            began = perf_counter()
+            reply = partial(_set_once, answered)
+            body = b""
+            try:
+                body = await self._body(headers, receive)
+            except EventError as error:
+                self._reject(error, headers, body, size, reply)
+            except _Disconnected:
+                self._disconnected += 1
+                self._leave(size, reply, DISCONNECTED)
+            else:
+                self.take(headers, body, size, began, reply)
+            answer = await answered
+        if answer is not DISCONNECTED:
+            await self._answer(send, answer, unread=receive if answer.status == 413 else None)
+
+    def enter(self, headers: Headers, target: bytes, size: int) -> Answer | None:
+        """Count a request with a body of (at most) `size` bytes in and keep room for it; an answer turns it away."""
         self._received += 1
-        expected = min(_content_length(headers, otherwise=self._max_body), self._max_body)
-        if self._waiting >= self._max_waiting or self._waiting_bytes + expected > self._max_waiting_bytes:
-            self._refused["queue_full"] += 1
-            await _refuse(send, "queue_full", f"{self._waiting} events are waiting for the log; send again in a second")
-            return
+        if self._access is not None and not self._access.allows(headers, target):
+            self._refused["unauthorized"] += 1
+            return _UNAUTHORIZED
+        if self._waiting >= self._max_waiting or self._waiting_bytes + size > self._max_waiting_bytes:
+            return self._refuse("queue_full", f"{self._waiting} events are waiting for the log")
         self._waiting += 1
-        self._waiting_bytes += expected
-        try:
-            outcome = await self._outcome(headers, receive)
-        finally:
-            self._waiting -= 1
-            self._waiting_bytes -= expected
-        await self._tell(outcome, receive, send)
-
-    async def _outcome(self, headers: Headers, receive: Receive) -> Exception | None:
-        """Take one event in, and count what became of it; None is success."""
-        body = b""
-        try:
-            body = await self._body(headers, receive)
-            event = admit(headers, body)
-            if reason := noise(event):
-                self._ignored[reason] += 1
-                return None
-            failure = await self._write(event)
-            if failure is not None:
-                raise failure
-        except EventError as error:
-            self._rejected[error.reason] += 1
-            letter = _Letter(error.reason, str(error), [(_lenient(name), _lenient(value)) for name, value in headers], body)
-            if await self._write(letter) is not None:
-                self._letters_lost += 1
-            return error
-        except LogError as error:
-            self._refused["log_corrupt" if isinstance(error, LogCorrupt) else "log_unavailable"] += 1
-            return error
-        except _Disconnected as gone:
-            self._disconnected += 1
-            return gone
-        self._appended += 1
+        self._waiting_bytes += size
         return None
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         length = _content_length(headers, otherwise=0)
-        if length > self._max_body:
-            raise EventError("body_too_large", f"a body of {length} bytes; at most {self._max_body} are accepted")
+        if length > self.max_body:
+            raise EventError("body_too_large", f"a body of {length} bytes; at most {self.max_body} are accepted")
         chunks: list[bytes] = []
         size = 0
         try:
@@ -164,9 +195,9 @@ class Gateway:
                         raise _Disconnected
                     chunk = message.get("body", b"")
                     size += len(chunk)
-                    if size > self._max_body:
+                    if size > self.max_body:
                         raise EventError(
-                            "body_too_large", f"a body of more than {self._max_body} bytes; at most {self._max_body} are accepted"
+                            "body_too_large", f"a body of more than {self.max_body} bytes; at most {self.max_body} are accepted"
                         )
                     chunks.append(chunk)
                     if not message.get("more_body", False):
@@ -174,68 +205,74 @@ class Gateway:
         except TimeoutError as error:
             raise EventError("body_timeout", f"the body did not arrive within {self._body_timeout:g} s ({size} bytes came)") from error
 
-    async def _write(self, work: Event | _Letter) -> Exception | None:
-        """Hand over to the writer and wait for its transaction."""
-        done: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-        self._queue.append((work, done))
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._drain())
-        return await done
-
-    async def _drain(self) -> None:
-        """Write until the queue is empty; what comes while one transaction runs makes up the next."""
-        loop = asyncio.get_running_loop()
-        while self._queue:
-            batch: list[tuple[Event | _Letter, asyncio.Future[Exception | None]]] = []
-            size = 0
-            while self._queue and len(batch) < BATCH_EVENTS and size < BATCH_BYTES:
-                batch.append(self._queue.popleft())
-                work = batch[-1][0]
-                size += len(work.data if isinstance(work, Event) else work.body)
-            outcomes = await loop.run_in_executor(self._thread, self._commit, [work for work, _ in batch])
-            self._batches += 1
-            for (_, done), outcome in zip(batch, outcomes, strict=True):
-                if not done.done():
-                    done.set_result(outcome)
-
-    def _commit(self, batch: list[Event | _Letter]) -> list[Exception | None]:
-        """Runs on the writer thread: all events in one transaction. It must not raise, or their senders would wait for ever."""
-        events = [work for work in batch if isinstance(work, Event)]
-        together: Exception | None = self._try(partial(self._log.append, events)) if events else None
-        alone = isinstance(together, EventError) and len(events) > 1
-        outcomes: list[Exception | None] = []
-        for work in batch:
-            if isinstance(work, _Letter):
-                outcomes.append(self._try(partial(self._log.set_aside, *work)))
-            elif alone:  # one of them can't stand on the log, which must not cost the others their place
-                outcomes.append(self._try(partial(self._log.append, [work])))
-            else:
-                outcomes.append(together)
-        return outcomes
-
-    def _try(self, step: Callable[[], object]) -> Exception | None:
+    def take(self, headers: Headers, body: bytes, size: int, began: float, reply: Callable[[Answer], None]) -> None:
+        """Take in one whole request that `enter` let through with `size` at `began` (perf_counter); `reply` gets its answer once."""
         try:
-            step()
+            event = admit(headers, body)
         except EventError as error:
-            return error
-        except LogError as error:
-            logger.warning("not written: %s", error)
-            return error
-        except Exception as error:
-            logger.exception("the log's writer failed")
-            return LogError(f"the log's writer failed: {type(error).__name__}")
-        return None
+            self._reject(error, headers, body, size, reply)
+            return
+        if reason := noise(event):
+            self._ignored[reason] += 1
+            self._leave(size, reply, ACCEPTED)
+            return
+        self._writer.put(event, partial(self._written, headers, body, size, began, reply))
 
-    async def _tell(self, outcome: Exception | None, receive: Receive, send: Send) -> None:
+    def _written(
+        self, headers: Headers, body: bytes, size: int, began: float, reply: Callable[[Answer], None], outcome: Exception | None
+    ) -> None:
         if outcome is None:
-            await _answer(send, 200)
+            self._appended += 1
+            self._latency.observe(perf_counter() - began)
+            if self._refusing.failures:
+                self._refusing.succeeded("events are taken in again; %d were lost meanwhile")
+            if self._tee is not None:
+                self._tee.offer(headers, body)
+            self._leave(size, reply, ACCEPTED)
         elif isinstance(outcome, EventError):
-            status = STATUS.get(outcome.reason, 400)
-            unread = receive if status == 413 else None
-            closing = ((b"connection", b"close"),) if status in (408, 413) else ()
-            await _answer(send, status, _problem(outcome.reason, str(outcome)), *closing, unread=unread)
-        elif isinstance(outcome, LogError):
-            await _refuse(send, "log_corrupt" if isinstance(outcome, LogCorrupt) else "log_unavailable", str(outcome))
+            self._reject(outcome, headers, body, size, reply)
+        else:
+            reason = "log_full" if isinstance(outcome, LogFull) else "log_corrupt" if isinstance(outcome, LogCorrupt) else "log_unavailable"
+            self._leave(size, reply, self._refuse(reason, str(outcome)))
+
+    def _reject(self, error: EventError, headers: Headers, body: bytes, size: int, reply: Callable[[Answer], None]) -> None:
+        """Set a wrong event aside, and say what is wrong."""
+        self._rejected[error.reason] += 1
+        status = STATUS.get(error.reason, 400)
+        answer = _problem(status, error.reason, str(error), *(((b"connection", b"close"),) if status != 400 else ()))
+
+        def done(outcome: Exception | None) -> None:
+            self._letters_lost += outcome is not None
+            self._leave(size, reply, answer)
+
+        self._writer.put(Letter(error.reason, str(error), [(_lenient(name), _lenient(value)) for name, value in headers], body), done)
+
+    def _refuse(self, reason: str, message: str) -> Answer:
+        """The event is lost for good if its sender does not repeat it: never in silence."""
+        self._refused[reason] += 1
+        self._writer.lost[f"lost_{reason}"] += 1
+        self._refusing.failed("events are refused with 503 and lost, as KServe sends none twice: %s: %s", reason, message)
+        return _problem(503, reason, f"{message}; send again in a second", (b"retry-after", b"1"))
+
+    def _leave(self, size: int, reply: Callable[[Answer], None], answer: Answer) -> None:
+        self._waiting -= 1
+        self._waiting_bytes -= size
+        reply(answer)
+
+    async def _answer(self, send: Send, answer: Answer, *, unread: Receive | None = None) -> None:
+        status, body, headers = answer
+        closing = ((b"connection", b"close"),) if self.close_connections else ()
+        await send(
+            {"type": "http.response.start", "status": status, "headers": [(b"content-length", b"%d" % len(body)), *headers, *closing]}
+        )
+        await send({"type": "http.response.body", "body": body, "more_body": unread is not None})
+        if unread is not None:
+            # Closing on a client that is still sending would reset the connection and destroy the answer: read on for a moment.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_SECONDS):
+                    while (message := await unread())["type"] == "http.request" and message.get("more_body", False):
+                        pass
+            await send({"type": "http.response.body", "body": b""})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -246,52 +283,31 @@ class Gateway:
 
     async def close(self) -> None:
         """Write what still waits, then let the writer thread go."""
-        if self._writer is not None:
-            await self._writer
-        self._thread.shutdown()
+        await self._writer.close()
 
 
-def admit(headers: Headers, body: bytes) -> Event:
-    """The event of an HTTP message, if we accept it; EventError says what is wrong with it."""
-    event = from_http(headers, body)
-    if event.type not in ACCEPTED_TYPES:
-        raise EventError("unknown_type", f"type {event.type[:100]!r}; accepted: {', '.join(ACCEPTED_TYPES)}")
-    for name, pattern in (("namespace", NAMESPACE), ("inferenceservicename", SERVICE_NAME)):
-        value = event.extensions.get(name, "")
-        if not value:
-            raise EventError(f"missing_{name}", f"the attribute {name!r} is missing or empty; it names the model together with the other")
-        if not pattern.fullmatch(value):
-            raise EventError(f"bad_{name}", f"{name} {value[:100]!r} is no Kubernetes name (lower-case letters, digits and '-')")
-    if event.type not in (REQUEST, RESPONSE) and not isinstance(_json(event.data), dict):
-        raise EventError("bad_json", f"the body of {event.type} must be one JSON object")
-    return event
+class _Disconnected(Exception):
+    """The client went away before its body was complete."""
 
 
-def noise(event: Event) -> str:
-    """Why an event of KServe's logger is no prediction, or "": it logs GETs (model lists, metrics) like predictions.
-
-    Their request half has no body; their response half has no content type (it carries the request's) and another body.
-    """
-    if event.type == REQUEST and not event.data:
-        return "empty_request"
-    if event.type == RESPONSE and not event.datacontenttype and not _answers_inference(event.data):
-        return "not_inference"
-    return ""
+_JSON = (b"content-type", b"application/json")
 
 
-def _answers_inference(body: bytes) -> bool:
-    document = _json(body)
-    if isinstance(document, dict):
-        return isinstance(document.get("predictions"), list) or (isinstance(document.get("outputs"), list) and "model_name" in document)
-    # No JSON as a whole, but perhaps gzip, or v2's JSON header with raw tensors after it: the reader decides.
-    return body.startswith(b"\x1f\x8b") or (body.startswith(b"{") and b'"outputs"' in body and b'"model_name"' in body)
+def _problem(status: int, error: str, message: str, *headers: tuple[bytes, bytes]) -> Answer:
+    return Answer(status, orjson.dumps({"error": error, "message": message.encode("utf-8", "replace").decode()}), (*headers, _JSON))
 
 
-def _json(body: bytes) -> Any:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
+_UNAUTHORIZED = _problem(
+    401,
+    "unauthorized",
+    "show the gateway's token: as Basic password, as Bearer, or in the path",
+    (b"www-authenticate", b'Basic realm="driftloop"'),
+)
+
+
+def _set_once(answered: asyncio.Future[Answer], answer: Answer) -> None:
+    if not answered.done():
+        answered.set_result(answer)
 
 
 def _content_length(headers: Headers, *, otherwise: int) -> int:
@@ -303,26 +319,3 @@ def _content_length(headers: Headers, *, otherwise: int) -> int:
 
 def _lenient(raw: bytes) -> str:
     return raw.decode("utf-8", "backslashreplace")
-
-
-def _problem(error: str, message: str) -> bytes:
-    return orjson.dumps({"error": error, "message": message.encode("utf-8", "replace").decode()})
-
-
-async def _refuse(send: Send, error: str, message: str) -> None:
-    await _answer(send, 503, _problem(error, message), (b"retry-after", b"1"))
-
-
-async def _answer(send: Send, status: int, body: bytes = b"", *headers: tuple[bytes, bytes], unread: Receive | None = None) -> None:
-    everything = [(b"content-length", b"%d" % len(body)), *headers]
-    if body:
-        everything.append((b"content-type", b"application/json"))
-    await send({"type": "http.response.start", "status": status, "headers": everything})
-    await send({"type": "http.response.body", "body": body, "more_body": unread is not None})
-    if unread is not None:
-        # Closing on a client that is still sending would reset the connection and destroy the answer: read on for a moment.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS):
-                while (message := await unread())["type"] == "http.request" and message.get("more_body", False):
-                    pass
-        await send({"type": "http.response.body", "body": b""})

@@ -1,73 +1,50 @@
 """The gateway's HTTP server: uvicorn with bounds of its own, a socket that explains itself, and a plain end on a signal."""
 
-import asyncio
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from inference.access import Access
 from inference.errors import ServiceError, SettingsError
 from inference.gateway import Gateway
+from inference.gateway_protocol import GatewayProtocol
 from inference.log import open_log
-from inference.log.address import KafkaAddress, is_kafka
+from inference.log.address import is_remote
+from inference.log.connection import Connection
 from inference.log.embedded import EmbeddedLog
 from inference.spool import Forwarder
+from inference.tee import Tee, TeeOptions
 
-MAX_HEAD = 65_536
+# At most so much of a message is kept: 64 KiB of its body, and its head.
+DEAD_LETTER_BYTES = 131_072
 # Longer than the 90 s after which Go's client drops an idle connection: if we were first, a POST already on its way would be lost.
 KEEP_ALIVE_SECONDS = 120
 
 
-class BoundedProtocol(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not followed by the type checker
-    """uvicorn's HTTP protocol with what it lacks: a bound on the length of a request's head, and on the time it may take."""
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """How a gateway is run. Sizes are in bytes, times in seconds.
 
-    _head = 0
-    _in_head = True
-    _head_is_new = True
-    _deadline: asyncio.TimerHandle | None = None
+    `log` is where events belong. One on the network needs `spool`, the folder in which they wait for it, at most `spool_bytes`;
+    `drain` is how long a gateway that ends goes on carrying them. With a `token` only who shows it may post.
+    """
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
-        self._await_head()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if not self._in_head:
-            return
-        # A head that began within these bytes, perhaps behind the body of another request, is counted from the next ones on.
-        self._head = 0 if self._head_is_new else self._head + len(data)
-        self._head_is_new = False
-        if self._head > MAX_HEAD and not self.transport.is_closing():
-            self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-            self.transport.close()
-        elif self._deadline is None:
-            self._await_head()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._in_head = self._head_is_new = True
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._stop_waiting()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def _await_head(self) -> None:
-        self._deadline = self.loop.call_later(self.config.timeout_keep_alive, self.transport.close)
-
-    def _stop_waiting(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    log: Connection
+    host: str = "127.0.0.1"
+    port: int = 8090
+    spool: Path | None = None
+    spool_bytes: int = 2_000_000_000
+    drain: float = 10.0
+    max_body: int = 1_000_000
+    token: str | None = field(default=None, repr=False)
+    close_connections: bool = False
+    tee: TeeOptions | None = None
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -95,12 +72,13 @@ def make_server(gateway: Gateway, *, shutdown_timeout: float = 10.0) -> uvicorn.
     return uvicorn.Server(
         uvicorn.Config(
             gateway,
-            http=BoundedProtocol,
+            http=GatewayProtocol,
             ws="none",
             loop="auto",  # uvloop where it is installed, which is quicker
             lifespan="on",
             log_config=None,
             access_log=False,
+            proxy_headers=False,
             server_header=False,
             date_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -109,56 +87,55 @@ def make_server(gateway: Gateway, *, shutdown_timeout: float = 10.0) -> uvicorn.
     )
 
 
-def serve_gateway(
-    log_url: str,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8090,
-    max_body: int = 1_000_000,
-    spool: Path | None = None,
-    spool_bytes: int = 2_000_000_000,
-    on_ready: Callable[[int], None] | None = None,
-) -> None:
+def serve_gateway(options: GatewayOptions, on_ready: Callable[[int], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted. `on_ready` gets the port once connections are taken.
 
-    A log on the network gets a spool in the folder `spool`: events are acknowledged once they stand there, and carried to
-    the log from there in order. A spool that is full (`spool_bytes`) answers 503 until the log has taken some of it.
+    A log on the network gets a spool: events are acknowledged once they stand there, and carried to the log from there in order.
+    A spool that is full answers 503 until the log has taken some of it. At the end it is carried on for `options.drain` seconds;
+    what is left then waits for the next start.
     """
-    with _local_log(log_url, spool, spool_bytes) as log, listen(host, port) as listener:
-        server = make_server(Gateway(log, max_body=max_body))
+    with ExitStack() as stack:
+        listener = stack.enter_context(listen(options.host, options.port))
+        log, forwarder = _local_log(options, stack)
+        tee = Tee(options.tee) if options.tee is not None else None
+        if tee is not None:
+            stack.callback(tee.close)
+        access = Access(options.token) if options.token is not None else None
+        gateway = Gateway(
+            log, access=access, close_connections=options.close_connections, forwarder=forwarder, tee=tee, max_body=options.max_body
+        )
+        server = make_server(gateway)
         with _ended_by_signals(server):
             if on_ready is not None:
                 on_ready(listener.getsockname()[1])
             server.run(sockets=[listener])
 
 
-@contextmanager
-def _local_log(log_url: str, spool: Path | None, spool_bytes: int) -> Iterator[EmbeddedLog]:
-    """The log that the gateway itself writes to: the log at `log_url`, or the spool in front of it with its forwarder running."""
-    if not is_kafka(log_url):
-        log = open_log(log_url)
-        if not isinstance(log, EmbeddedLog):
-            raise SettingsError([f"log {log_url!r}: the gateway knows the embedded log and Kafka"])
-        with closing(log):
-            yield log
-        return
-    if spool is None:
-        raise SettingsError([f"log {log_url}: give --spool FOLDER, where events wait on this disk while the log is away"])
-    KafkaAddress.parse(log_url)
+def _local_log(options: GatewayOptions, stack: ExitStack) -> tuple[EmbeddedLog, Forwarder | None]:
+    """The log that the gateway itself writes to: the embedded log, or the spool in front of another with its forwarder running."""
+    connection = options.log
+    if not is_remote(connection.url):
+        log = open_log(connection)
+        assert isinstance(log, EmbeddedLog)
+        return stack.enter_context(closing(log)), None
+    if options.spool is None:
+        raise SettingsError(
+            [f"log {connection.url}: give --spool FOLDER (or gateway.spool), where events wait on this disk while the log is away"]
+        )
     try:
-        spool.mkdir(parents=True, exist_ok=True)
+        options.spool.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ServiceError(
-            f"the spool {spool} cannot be written: {error.strerror}; give a folder that this process may write to"
+            f"the spool {options.spool} cannot be written: {error.strerror}; give a folder that this process may write to"
         ) from error
-    waiting = EmbeddedLog(spool / "spool.db", retention_bytes=spool_bytes, refuse_when_full=True)
-    with closing(waiting):
-        forwarder = Forwarder(waiting, lambda: open_log(log_url))
-        forwarder.start()
-        try:
-            yield waiting
-        finally:
-            forwarder.stop()
+    # Dead letters stay; so few that they take no more than a tenth of what the spool may.
+    letters = max(10, min(1_000, options.spool_bytes // 10 // DEAD_LETTER_BYTES))
+    spool = EmbeddedLog(options.spool / "spool.db", retention_bytes=options.spool_bytes, refuse_when_full=True, max_dead_letters=letters)
+    stack.enter_context(closing(spool))
+    forwarder = Forwarder(spool, lambda: open_log(connection))
+    forwarder.start()
+    stack.callback(forwarder.stop, options.drain)
+    return spool, forwarder
 
 
 @contextmanager

@@ -1,29 +1,41 @@
 """The gateway's spool: events wait on this disk until the log, which may be away, has them.
 
 The gateway acknowledges what stands in the spool, an embedded log of its own; the forwarder carries it to the log in order and
-drops it here once the log has it. A crash in between carries it twice, and readers drop doubles; nothing is lost.
+drops it here once the log has it. Nothing is lost. An event may be carried twice, and readers drop doubles: after a crash between
+the two, and when the log's answer was lost so that nobody knows. What is known to be there is not sent again.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
-from inference.errors import EventError, LogError
-from inference.event import to_http
-from inference.log import EventLog, Record
+from inference.episode import Episode
+from inference.errors import DriftloopError, EventError, LogError, LogThrottled, LogUnavailable
+from inference.event import Message, from_kafka_text
+from inference.log import EventLog
 from inference.log.embedded import EmbeddedLog
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 1000
+_SMALLEST_BATCH = 50
 _IDLE = 0.25
-_LONGEST_PAUSE = 5.0
+_LINGER = 0.05
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_SHORTEST_THROTTLE, _LONGEST_THROTTLE = 0.5, 60.0
+
+
+_Placed = tuple[int, int, Message]
+"""Partition and offset in the spool, and what stands there."""
 
 
 class Forwarder(threading.Thread):
     """Carries the spool's events to the log that `connect` opens, until `stop`; a log that is away is tried for ever.
 
-    An event that the log refuses for good (too large) is set aside in the spool's dead letters.
+    An event that the log refuses for good (too large) is set aside in the spool's dead letters. A log that throttles is not
+    away: it is asked less often, for less at a time.
     """
 
     def __init__(self, spool: EmbeddedLog, connect: Callable[[], EventLog]) -> None:
@@ -32,61 +44,163 @@ class Forwarder(threading.Thread):
         self._connect = connect
         self._target: EventLog | None = None
         self._ended = threading.Event()
+        self._deadline = float("inf")
+        self._at: dict[int, int] = {}
+        self._carried = False
+        # Places beyond `_at` that are on the log for certain, though others before them are not.
+        self._known: set[tuple[int, int]] = set()
+        self._limit = _BATCH
+        self._trouble = Episode(logger)
+        self.state: Literal["ok", "throttled", "away"] = "ok"
         self.forwarded = 0
-        self.away = False
+        self.throttled = 0
+        """How often the log asked for a slower pace."""
+
+    @property
+    def away(self) -> bool:
+        return self.state == "away"
+
+    def status(self) -> dict[str, Any]:
+        """How the log is, what was carried to it, and what waits; LogError when the spool can't tell."""
+        waiting = self._spool.extent()
+        age = 0.0 if waiting.oldest is None else max(0.0, time.time() - waiting.oldest)
+        spool = {"events": waiting.events, "bytes": waiting.bytes, "oldest_seconds": round(age, 3)}
+        return {"state": self.state, "forwarded": self.forwarded, "throttled": self.throttled, "spool": spool}
 
     def run(self) -> None:
         pause = 0.0
-        while True:
+        while time.monotonic() < self._deadline:
             try:
                 moved = self._carry()
-            except LogError as error:
-                if not self.away:
-                    logger.warning("the log is away, events wait in the spool: %s", error)
-                self.away = True
-                pause = min(max(2 * pause, 0.1), _LONGEST_PAUSE)
-                if self._ended.wait(pause):
+            except _SpoolFailed as failed:
+                self._trouble.failed("the spool fails, nothing is carried from it: %s", failed)
+                pause = _longer(pause)
+            except LogThrottled as error:
+                pause = self._throttle(error, pause)
+                # A stop is no reason to give up: the log will take more.
+                if self._ended.is_set():
+                    time.sleep(max(0.0, min(pause, self._deadline - time.monotonic())))
+                else:
+                    self._ended.wait(pause)
+                continue
+            except DriftloopError as error:
+                self._is_away(str(error))
+                pause = _longer(pause)
+            except Exception as error:
+                # Whatever it is, the events are safe here, and somebody must hear of it.
+                if self.state != "away":
+                    logger.exception("carrying events to the log failed")
+                self._is_away(f"{type(error).__name__}: {error}")
+                pause = _longer(pause)
+            else:
+                pause = 0.0
+                if moved:
+                    self._went_well(moved)
+                elif self._ended.is_set():
                     break
                 continue
-            if self.away:
-                logger.warning("the log is back")
-            self.away, pause = False, 0.0
-            if not moved and self._ended.is_set():
+            if self._ended.wait(pause):
                 break
         if self._target is not None:
             self._target.close()
 
     def stop(self, timeout: float = 10.0) -> None:
-        """Carry what is there while the log takes it, then end; the rest stays in the spool for the next start."""
+        """Carry what is there while the log takes it, for at most `timeout` seconds; the rest stays in the spool for the next start."""
+        self._deadline = time.monotonic() + timeout
         self._ended.set()
         self.join(timeout)
 
-    def _carry(self) -> bool:
-        """Move one batch; False when there was nothing."""
-        positions = self._spool.start_positions()
-        records = self._spool.read(positions, _BATCH)
-        if not records:
-            self._spool.wait_for(positions, 0.0 if self._ended.is_set() else _IDLE)
-            return False
+    def _carry(self) -> int:
+        """Move one batch; how many events that were."""
         if self._target is None:
             self._target = self._connect()
         try:
-            self._target.append([record.event for record in records])
-        except EventError:
-            self._one_by_one(self._target, records)
-        self._spool.drop_before(_after(records))
+            self._at = self._at or self._spool.start_positions()
+            self._drop()
+            records = self._spool.read_messages(self._at, self._limit)
+            if not records:
+                self._spool.wait_for(self._at, 0.0 if self._ended.is_set() else _IDLE)
+                return 0
+        except LogError as error:
+            raise _SpoolFailed(str(error)) from error
+        self._deliver(self._target, records)
+        try:
+            self._drop()
+        except LogError as error:
+            # They are on the log, and this process knows: they are dropped later, and not carried again.
+            self._trouble.failed("the spool fails, what was carried stays in it: %s", error)
+        return len(records)
+
+    def _drop(self) -> None:
+        if self._carried:
+            self._spool.drop_before(self._at)
+            self._carried = False
+
+    def _deliver(self, target: EventLog, records: Sequence[_Placed]) -> None:
+        """Append them and remember; of those that the log refuses for good, half by half, each is set aside."""
+        new = [record for record in records if record[:2] not in self._known] if self._known else records
+        try:
+            if new:
+                _append(target, [message for _, _, message in new])
+        except EventError as error:
+            if len(records) > 1:
+                middle = len(records) // 2
+                self._deliver(target, records[:middle])
+                self._deliver(target, records[middle:])
+                return
+            self._set_aside(new[0][2], error)
+        except LogUnavailable as error:
+            self._known |= {new[index][:2] for index in error.appended}
+            raise
+        self._carried = True
+        self._at.update((partition, offset + 1) for partition, offset, _ in records)
+        self._known -= {record[:2] for record in records}
         self.forwarded += len(records)
-        return True
 
-    def _one_by_one(self, target: EventLog, records: Sequence[Record]) -> None:
-        for record in records:
-            try:
-                target.append([record.event])
-            except EventError as error:
-                headers, body = to_http(record.event)
-                self._spool.set_aside(f"refused_{error.reason}", str(error), headers, body)
-                logger.error("an event of %s is set aside: %s", record.event.model, error)
+    def _set_aside(self, message: Message, error: EventError) -> None:
+        try:
+            self._spool.set_aside(f"refused_{error.reason}", str(error), message.headers, message.value)
+        except LogError as failed:
+            raise _SpoolFailed(str(failed)) from failed
+        logger.error("an event of %s is set aside: %s", message.key, error)
+
+    def _is_away(self, why: str) -> None:
+        if self.state != "away":
+            logger.warning("the log is away, events wait in the spool: %s", why)
+        self.state = "away"
+
+    def _throttle(self, error: LogThrottled, pause: float) -> float:
+        """Seconds to wait: what the log asks for, else longer each time."""
+        self.throttled += 1
+        if self.state != "throttled":
+            logger.info("the log asks for a slower pace, events wait in the spool: %s", error)
+        self.state = "throttled"
+        self._limit = max(_SMALLEST_BATCH, self._limit // 2)
+        return min(error.pause or max(2 * pause, _SHORTEST_THROTTLE), _LONGEST_THROTTLE)
+
+    def _went_well(self, moved: int) -> None:
+        if self.state != "ok":
+            logger.log(logging.WARNING if self.state == "away" else logging.INFO, "the log is back")
+        self.state = "ok"
+        self._trouble.succeeded("the spool works again after %d failures")
+        if moved < self._limit and not self._ended.is_set():
+            # A few more make the next batch worth its while.
+            self._ended.wait(_LINGER)
+        self._limit = min(_BATCH, 2 * self._limit)
 
 
-def _after(records: Sequence[Record]) -> dict[int, int]:
-    return {record.partition: record.offset + 1 for record in records}
+def _append(target: EventLog, messages: Sequence[Message]) -> None:
+    """As they are, if the log takes them so: reading events and writing them anew would be half of all the work here."""
+    as_they_are = getattr(target, "append_messages", None)
+    if as_they_are is not None:
+        as_they_are(messages)
+    else:
+        target.append([from_kafka_text(message.headers, message.value) for message in messages])
+
+
+def _longer(pause: float) -> float:
+    return min(max(2 * pause, _SHORTEST_PAUSE), _LONGEST_PAUSE)
+
+
+class _SpoolFailed(Exception):
+    """It is the spool that fails, not the log."""

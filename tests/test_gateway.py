@@ -1,6 +1,5 @@
 """The gateway over real sockets: KServe's own recorded requests, bad input of every kind, full queues, kills and shutdown."""
 
-import base64
 import contextlib
 import gzip
 import http.client
@@ -8,80 +7,22 @@ import json
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from gateways import Running, ce, holding, in_thread, join, read_answer, recorded, running, until
 
 from inference.errors import LogUnavailable, ServiceError
 from inference.event import LABEL, PROMOTED, REQUEST, RESPONSE, RETRAINING_FINISHED, VERDICT, own_event, to_http
-from inference.gateway import Gateway
-from inference.gateway_server import listen, make_server
+from inference.gateway_server import listen
 from inference.log.embedded import EmbeddedLog
 
 ROOT = Path(__file__).parents[1]
-RECORDING = Path(__file__).parent / "recordings" / "kserve-logger-all.jsonl.gz"
-
-
-@dataclass
-class Running:
-    port: int
-    log: EmbeddedLog
-    gateway: Gateway
-
-    def connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-
-    def ask(self, method: str, path: str = "/", body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
-        connection = self.connection()
-        with contextlib.closing(connection):
-            connection.request(method, path, body, headers or {})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-
-    def rejected(self, headers: dict[str, str], body: Any = b"{}") -> str:
-        """Post what must be rejected, see that it was set aside, and give the reason."""
-        status, answer = self.ask("POST", "/", body, headers)
-        assert status == 400, (status, answer)
-        problem = json.loads(answer)
-        letter = self.log.dead_letters()[-1]
-        assert (letter.reason, letter.message) == (problem["error"], problem["message"])
-        return problem["error"]
-
-    def counts(self) -> dict[str, Any]:
-        counts = json.loads(self.ask("GET", "/counts")[1])
-        totals = [sum(counts[name].values()) for name in ("ignored", "rejected", "refused")]
-        assert counts["received"] == counts["appended"] + sum(totals) + counts["disconnected"] + counts["waiting"], counts
-        return counts
-
-    def bodies(self) -> list[bytes]:
-        return [record.event.data for record in self.log.read(self.log.start_positions(), 10_000)]
-
-
-@contextlib.contextmanager
-def running(path: Path, **options: Any) -> Iterator[Running]:
-    log = EmbeddedLog(path, busy_timeout=options.pop("busy_timeout", 5.0))
-    shutdown_timeout = options.pop("shutdown_timeout", 3)
-    gateway = Gateway(log, **options)
-    server = make_server(gateway, shutdown_timeout=shutdown_timeout)
-    with listen("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        try:
-            yield Running(port, log, gateway)
-        finally:
-            server.should_exit = True
-            thread.join(20)
-            log.close()
-    assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -95,47 +36,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One gateway for tests that only count what they add."""
     with running(tmp_path_factory.mktemp("shared") / "events.db") as it:
         yield it
-
-
-def until(condition: Any, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def ce(type_: str = REQUEST, id_: str = "1", **changes: str | None) -> dict[str, str]:
-    headers: dict[str, str | None] = {
-        "Ce-Specversion": "1.0",
-        "Ce-Id": id_,
-        "Ce-Source": "pod-1",
-        "Ce-Type": type_,
-        "Ce-Namespace": "default",
-        "Ce-Inferenceservicename": "iris",
-        "Content-Type": "application/json",
-    }
-    headers |= {f"Ce-{name.capitalize()}" if name != "content_type" else "Content-Type": value for name, value in changes.items()}
-    return {name: value for name, value in headers.items() if value is not None}
-
-
-def recorded() -> list[tuple[bytes, dict[str, str], bytes]]:
-    """Each recorded request: its bytes as KServe sent them (but for Host), its headers, its body."""
-    requests = []
-    with gzip.open(RECORDING, "rt") as lines:
-        for line in lines:
-            item = json.loads(line)
-            body = base64.b64decode(item["body_base64"])
-            head = [item["request_line"], *(f"{name}: {value}" for name, value in item["headers"])]
-            requests.append(("\r\n".join([*head, "", ""]).encode() + body, {n.lower(): v for n, v in item["headers"]}, body))
-    return requests
-
-
-def read_answer(stream: Any) -> tuple[bytes, bytes]:
-    """Status line and the rest of the head; an answer to KServe has no body."""
-    status, head = stream.readline(), b""
-    while (line := stream.readline()) not in (b"\r\n", b""):
-        head += line
-    return status, head
 
 
 def test_the_recording_of_kserves_logger_is_taken_in_exactly(served):
@@ -391,30 +291,6 @@ def test_many_heads_that_come_in_pieces_are_not_taken_for_a_long_one(served):
     assert len(served.bodies()) == 20
 
 
-@contextlib.contextmanager
-def holding(path: Path) -> Iterator[None]:
-    """Another process's write transaction."""
-    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    finally:
-        other.execute("ROLLBACK")
-        other.close()
-
-
-def in_thread(served: Running, body: Any, headers: dict[str, str]) -> tuple[threading.Thread, list[tuple[int, bytes]]]:
-    answers: list[tuple[int, bytes]] = []
-    thread = threading.Thread(target=lambda: answers.append(served.ask("POST", "/", body, headers)))
-    thread.start()
-    return thread, answers
-
-
-def join(post: tuple[threading.Thread, list[tuple[int, bytes]]]) -> tuple[int, bytes]:
-    post[0].join(20)
-    return post[1][0]
-
-
 def test_when_the_queue_is_full_it_says_503_and_those_waiting_are_still_written(tmp_path):
     with running(tmp_path / "events.db", max_waiting=2, busy_timeout=20) as served:
         with holding(served.log.path):
@@ -489,13 +365,14 @@ def test_what_waits_when_the_time_for_shutdown_is_over_is_still_written(tmp_path
 SERVE = """
 import resource, sys
 from inference.errors import DriftloopError
-from inference.gateway_server import serve_gateway
+from inference.gateway_server import GatewayOptions, serve_gateway
+from inference.log.connection import connection_to
 def ready(port):
     print(port, flush=True)
     if len(sys.argv) > 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 try:
-    serve_gateway(sys.argv[1], port=int(sys.argv[2]), on_ready=ready)
+    serve_gateway(GatewayOptions(connection_to(sys.argv[1]), port=int(sys.argv[2])), on_ready=ready)
     print("ended")
 except DriftloopError as error:
     print(type(error).__name__, error)
@@ -571,8 +448,10 @@ def test_a_signal_ends_it_after_what_was_accepted_is_written_and_answered(tmp_pa
 
 def test_a_signal_that_comes_with_the_first_readiness_ends_it_too(tmp_path):
     code = (
-        "import os, signal, sys; from inference.gateway_server import serve_gateway;"
-        "serve_gateway(sys.argv[1], port=0, on_ready=lambda port: os.kill(os.getpid(), signal.SIGTERM)); print('ended')"
+        "import os, signal, sys; from inference.gateway_server import GatewayOptions, serve_gateway;"
+        "from inference.log.connection import connection_to;"
+        "end = lambda port: os.kill(os.getpid(), signal.SIGTERM);"
+        "serve_gateway(GatewayOptions(connection_to(sys.argv[1]), port=0), end); print('ended')"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, str(tmp_path / "events.db")]

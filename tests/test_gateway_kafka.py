@@ -2,18 +2,22 @@
 
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 
 from inference.log import open_log
 from streaming.reader import everything
 from streaming.testing import free_port, poll_until
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def post(connection, number, model):
@@ -124,6 +128,62 @@ def test_everything_acknowledged_while_kafka_was_away_and_the_gateway_was_killed
         assert gateway.wait(timeout=30) == 0
     finally:
         broker("stop", "--folder", data)
+
+
+OUTAGE = Path(__file__).parent / "benchmarks" / "outage.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [[], ["--kill"]], ids=["stopped", "killed"])
+def test_an_outage_under_500_events_a_second_loses_and_disorders_nothing_and_costs_little_memory(broker, how):
+    """By hand for longer: DRIFTLOOP_OUTAGE_SECONDS=60, or `python tests/benchmarks/outage.py --away 600`."""
+    seconds = os.environ.get("DRIFTLOOP_OUTAGE_SECONDS", "20")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(OUTAGE), "--away", seconds, *how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120 + 3 * float(seconds), env=environment)
+    assert done.returncode in (0, 1), done.stderr
+    told = json.loads(done.stdout)
+    assert (told["missing"], told["out_of_order"], told["refused"]) == (0, 0, 0), told
+    assert told["acknowledged"] > 450 * float(seconds), told
+    assert told["spooled_events"] > 400 * float(seconds), "they waited on the disk"
+    # The broker's answer to what was on its way may have been lost: those, and no more.
+    assert told["doubles"] <= 1000, told
+    assert told["memory_mb_largest"] < told["memory_mb_first"] + 150, told
+    assert told["ack_p99_ms_away"] < 1000, told
+
+
+@pytest.mark.slow
+def test_a_gateway_that_ends_while_kafka_is_away_leaves_in_time_and_its_next_start_carries_the_rest(broker, tmp_path):
+    data = tmp_path / "broker"
+    bootstrap = broker("start", "--port", 0, "--folder", data, "--detach").stdout.split()[-1]
+    try:
+        url = f"kafka://{bootstrap}/{topic_for(bootstrap)}"
+        port = free_port()
+        gateway = start_gateway(url, tmp_path, port)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        assert post(connection, 0, "m") == 200
+        assert poll_until(lambda: counts(port)["log"]["forwarded"] == 1, timeout=20)
+        assert broker("stop", "--folder", data).returncode == 0
+        assert [post(connection, number, "m") for number in range(1, 301)] == [200] * 300
+        gateway.send_signal(signal.SIGTERM)
+        assert gateway.wait(timeout=25) == 0, "ten seconds for the spool, and some"
+        assert broker("start", "--port", bootstrap.rpartition(":")[2], "--folder", data, "--detach").returncode == 0
+        gateway = start_gateway(url, tmp_path, port)
+        assert poll_until(lambda: not counts(port)["log"]["spool"]["events"], timeout=60)
+        gateway.send_signal(signal.SIGTERM)
+        assert gateway.wait(timeout=25) == 0
+        log = open_log(url)
+        ids = [record.event.id for batch in everything(log) for record in batch]
+        log.close()
+        assert list(dict.fromkeys(ids)) == [f"e{number}" for number in range(301)]
+    finally:
+        broker("stop", "--folder", data)
+
+
+def counts(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/counts")
+    return json.loads(connection.getresponse().read())
 
 
 def test_a_gateway_in_front_of_kafka_asks_for_a_spool(tmp_path):

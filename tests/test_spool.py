@@ -1,14 +1,16 @@
 """The spool in front of a log that goes away: everything acknowledged arrives, once per key in order, and nothing is held in memory."""
 
+import logging
 import threading
 import time
 
 import pytest
 
-from inference.errors import EventError, LogUnavailable
-from inference.event import Event
+from inference.errors import EventError, LogThrottled, LogUnavailable, SettingsError
+from inference.event import Event, from_kafka_text
 from inference.log.embedded import EmbeddedLog
 from inference.spool import Forwarder
+from streaming.testing import poll_until
 
 
 def event(number, model="m", data=b"{}"):
@@ -158,3 +160,247 @@ def test_only_what_the_log_has_is_dropped(spool):
     wait_empty(spool)
     forwarder.stop()
     assert [e.id for e in target.got] == [f"e{n}" for n in range(15)]
+
+
+class Throttling(Target):
+    """Asks for a slower pace on its first calls, telling for how long or not."""
+
+    def __init__(self, times, pause=None):
+        super().__init__()
+        self.times, self.pause, self.at = times, pause, []
+
+    def append(self, events):
+        self.at.append((time.monotonic(), len(events)))
+        if len(self.at) <= self.times:
+            error = LogThrottled("send less")
+            error.pause = self.pause
+            raise error
+        return super().append(events)
+
+
+def test_a_log_that_throttles_is_not_away_and_is_asked_less_often_for_less(spool, caplog):
+    caplog.set_level(logging.INFO, logger="inference")
+    spool.append([event(number) for number in range(400)])
+    target = Throttling(times=2)
+    forwarder = Forwarder(spool, lambda: target)
+    forwarder.start()
+    assert poll_until(lambda: forwarder.throttled == 1)
+    assert (forwarder.state, forwarder.away) == ("throttled", False)
+    assert forwarder.status()["state"] == "throttled"
+    wait_empty(spool)
+    forwarder.stop()
+    assert [e.id for e in target.got] == [f"e{n}" for n in range(400)]
+    assert (forwarder.state, forwarder.throttled) == ("ok", 2)
+    (first, second, third), sizes = [at for at, _ in target.at[:3]], [size for _, size in target.at[:3]]
+    assert second - first > 0.45
+    assert third - second > 0.9, "longer each time"
+    assert sizes == [400, 400, 250], "half a batch, then half of that"
+    assert [(record.levelname, "away" in record.getMessage()) for record in caplog.records] == [("INFO", False)] * 2
+
+
+def test_the_pause_is_the_one_that_the_log_asks_for(spool):
+    spool.append([event(1)])
+    target = Throttling(times=1, pause=0.05)
+    forwarder = Forwarder(spool, lambda: target)
+    forwarder.start()
+    wait_empty(spool)
+    forwarder.stop()
+    assert 0.04 < target.at[1][0] - target.at[0][0] < 0.45
+
+
+def test_a_stop_is_bounded_in_time_and_leaves_the_rest_of_a_slow_logs_events_for_the_next_start(spool):
+    class Slow(Target):
+        def append(self, events):
+            time.sleep(0.3)
+            return super().append(events)
+
+    spool.append([event(number) for number in range(5000)])
+    target = Slow()
+    forwarder = Forwarder(spool, lambda: target)
+    forwarder.start()
+    assert poll_until(lambda: target.calls == 1)
+    began = time.monotonic()
+    forwarder.stop(0.5)
+    assert time.monotonic() - began < 1.0
+    forwarder.join(5)
+    assert 2000 <= len(target.got) < 5000, "it went on until the time was over"
+    assert spool.extent().events == 5000 - len(target.got)
+    rest = Target()
+    second = Forwarder(spool, lambda: rest)
+    second.start()
+    wait_empty(spool)
+    second.stop()
+    assert [e.id for e in target.got + rest.got] == [f"e{n}" for n in range(5000)]
+
+
+def test_a_stop_waits_for_a_throttling_log_as_long_as_it_may(spool):
+    spool.append([event(1)])
+    target = Throttling(times=2, pause=0.2)
+    forwarder = Forwarder(spool, lambda: target)
+    forwarder.start()
+    assert poll_until(lambda: forwarder.throttled == 1)
+    forwarder.stop(5.0)
+    assert [e.id for e in target.got] == ["e1"]
+
+
+def test_what_a_failing_log_is_known_to_have_is_not_sent_again(spool):
+    """A log whose first partition had answered before it went away."""
+
+    class Partly(Target):
+        def append(self, events):
+            self.calls += 1
+            if self.calls == 1:
+                had = [index for index, e in enumerate(events) if e.model == "ns/a"]
+                self.got += [events[index] for index in had]
+                error = LogUnavailable("away")
+                error.appended = frozenset(had)
+                raise error
+            self.got += events
+            return []
+
+    spool.append([event(number, "a" if number % 3 else "b") for number in range(30)])
+    target = Partly()
+    forwarder = Forwarder(spool, lambda: target)
+    forwarder.start()
+    wait_empty(spool)
+    forwarder.stop()
+    assert sorted(int(e.id[1:]) for e in target.got) == list(range(30)), "each once"
+    for model in ("ns/a", "ns/b"):
+        mine = [int(e.id[1:]) for e in target.got if e.model == model]
+        assert mine == sorted(mine)
+    assert forwarder._known == set()
+
+
+def test_of_many_events_only_those_that_the_log_refuses_are_set_aside(spool):
+    bad = {7, 8, 300, 999}
+    spool.append([event(number, data=b"x" * 2000 if number in bad else b"{}") for number in range(1000)])
+    target = Target()
+    forwarder = Forwarder(spool, lambda: target)
+    forwarder.start()
+    wait_empty(spool)
+    forwarder.stop()
+    assert [int(e.id[1:]) for e in target.got] == [number for number in range(1000) if number not in bad]
+    assert spool.dead_letter_counts() == {"refused_too_large": 4}
+    assert target.calls < 100, "half by half, not one by one"
+
+
+class LockedNow(EmbeddedLog):
+    """A spool that can be made to fail at what is asked of it."""
+
+    failing = frozenset()
+
+    def drop_before(self, positions):
+        if "drop" in self.failing:
+            raise LogUnavailable("the disk is full")
+        super().drop_before(positions)
+
+    def read_messages(self, positions, limit=1000):
+        if "read" in self.failing:
+            raise LogUnavailable("the disk failed")
+        return super().read_messages(positions, limit)
+
+
+def test_a_spool_that_can_drop_nothing_doubles_nothing_and_catches_up(tmp_path, caplog):
+    spool = LockedNow(tmp_path / "spool.db", refuse_when_full=True)
+    spool.failing = {"drop"}
+    spool.append([event(number) for number in range(50)])
+    target = Target()
+    forwarder = Forwarder(spool, lambda: target)
+    forwarder.start()
+    assert poll_until(lambda: len(target.got) == 50)
+    time.sleep(0.3)
+    assert (spool.extent().events, forwarder.state) == (50, "ok")
+    spool.failing = frozenset()
+    spool.append([event(50)])
+    wait_empty(spool)
+    forwarder.stop()
+    assert [e.id for e in target.got] == [f"e{n}" for n in range(51)]
+    assert [record.getMessage() for record in caplog.records] == ["the spool fails, what was carried stays in it: the disk is full"]
+    spool.close()
+
+
+def test_a_spool_that_cannot_be_read_is_not_told_as_a_log_that_is_away(tmp_path, caplog):
+    spool = LockedNow(tmp_path / "spool.db", refuse_when_full=True)
+    spool.failing = {"read"}
+    spool.append([event(1)])
+    target = Target()
+    forwarder = Forwarder(spool, lambda: target)
+    forwarder.start()
+    assert poll_until(lambda: caplog.records)
+    assert forwarder.state == "ok"
+    spool.failing = frozenset()
+    wait_empty(spool)
+    forwarder.stop()
+    assert [record.getMessage() for record in caplog.records] == ["the spool fails, nothing is carried from it: the disk failed"]
+    spool.close()
+
+
+def test_a_log_that_is_away_at_the_start_is_told_before_any_event_came(spool, caplog):
+    def away():
+        raise LogUnavailable("nobody listens")
+
+    forwarder = Forwarder(spool, away)
+    forwarder.start()
+    assert poll_until(lambda: forwarder.away)
+    forwarder.stop()
+    assert [record.getMessage() for record in caplog.records] == ["the log is away, events wait in the spool: nobody listens"]
+
+
+def test_its_status_tells_what_waits_and_for_how_long(spool):
+    forwarder = Forwarder(spool, Target)
+    spool.append([event(1), event(2)])
+    time.sleep(0.06)
+    told = forwarder.status()
+    assert (told["state"], told["forwarded"], told["throttled"], told["spool"]["events"]) == ("ok", 0, 0, 2)
+    assert told["spool"]["bytes"] > 100
+    assert 0.05 < told["spool"]["oldest_seconds"] < 5
+
+
+def test_whatever_goes_wrong_is_told_and_the_carrying_goes_on(spool, caplog):
+    spool.append([event(1)])
+    target, tries = Target(), []
+
+    def connect():
+        tries.append(1)
+        if len(tries) == 1:
+            raise SettingsError(["log.tls.ca: no such file"])
+        if len(tries) == 2:
+            raise ZeroDivisionError("a mistake of ours")
+        return target
+
+    forwarder = Forwarder(spool, connect)
+    forwarder.start()
+    wait_empty(spool)
+    forwarder.stop()
+    assert [e.id for e in target.got] == ["e1"]
+    assert "log.tls.ca: no such file" in caplog.text
+    assert forwarder.state == "ok"
+
+
+def test_a_log_that_takes_messages_as_they_are_gets_them_so(spool):
+    class AsTheyAre(Target):
+        def append_messages(self, messages):
+            self.got += messages
+
+        def append(self, events):
+            raise AssertionError("they need not be read")
+
+    sent = [event(1, data=b"\x00\xff"), Event("\u00e9", "pod", "t", "2026-10-01T00:00:00Z", "application/json", {"namespace": "ns"}, b"")]
+    spool.append(sent)
+    target = AsTheyAre()
+    forwarder = Forwarder(spool, lambda: target)
+    forwarder.start()
+    wait_empty(spool)
+    forwarder.stop()
+    assert sorted(from_kafka_text(m.headers, m.value).id for m in target.got) == sorted(e.id for e in sent)
+    assert {m.key: from_kafka_text(m.headers, m.value) for m in target.got} == {e.model: e for e in sent}
+
+
+def test_a_damaged_record_in_the_spool_is_told_with_its_place(spool, caplog):
+    spool.append([event(1)])
+    spool._connection.execute("UPDATE records SET headers = x'ff'")
+    forwarder = Forwarder(spool, Target)
+    forwarder.start()
+    assert poll_until(lambda: "is damaged" in caplog.text)
+    forwarder.stop()
+    assert "partition" in caplog.text

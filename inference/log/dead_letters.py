@@ -1,7 +1,7 @@
 """Dead letters: what could not be accepted, kept beside the embedded log with the reason, bounded in number and size."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -58,10 +58,16 @@ def store(
         "INSERT INTO dead_letters (timestamp, reason, message, headers, length, body) VALUES (?, ?, ?, ?, ?, ?)",
         (timestamp, reason, _text(message[:MAX_MESSAGE]), encoded, len(body), body[:MAX_BODY]),
     ).lastrowid
-    connection.execute(
-        "INSERT INTO dead_letter_counts (reason, count) VALUES (?, 1) ON CONFLICT (reason) DO UPDATE SET count = count + 1", (reason,)
-    )
+    count(connection, {reason: 1})
     connection.execute("DELETE FROM dead_letters WHERE id <= ?", ((identity or 0) - keep,))
+
+
+def count(connection: sqlite3.Connection, counts: Mapping[str, int]) -> None:
+    """Count some more, by reason, inside the caller's transaction."""
+    connection.executemany(
+        "INSERT INTO dead_letter_counts (reason, count) VALUES (?, ?) ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count",
+        list(counts.items()),
+    )
 
 
 def load(connection: sqlite3.Connection) -> list[DeadLetter]:

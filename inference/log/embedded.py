@@ -15,17 +15,18 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import orjson
 
-from inference.errors import EventError, LogCorrupt, LogError, LogUnavailable, SettingsError
-from inference.event import Event, from_kafka, to_kafka
+from inference.errors import EventError, LogCorrupt, LogError, LogFull, LogUnavailable, SettingsError
+from inference.event import Event, Message, from_kafka, from_kafka_text, kafka_headers, lasting_headers, to_kafka
 from inference.log import Record, dead_letters, grown_beyond
 from inference.log.dead_letters import DeadLetter
+from inference.log.room import WAL_BYTES, check_room
 
 FORMAT = 1
 SHIFT = 48
@@ -35,7 +36,6 @@ RETENTION_EVERY_EVENTS = 500
 RETENTION_EVERY_SECONDS = 60.0
 ROW_OVERHEAD = 40
 POLL_SECONDS = 0.02
-WAL_BYTES = 64 * 1024 * 1024
 
 _SCHEMA = (
     "CREATE TABLE driftloop_meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
@@ -46,6 +46,14 @@ _SCHEMA = (
     " key BLOB NOT NULL, headers BLOB NOT NULL, value BLOB NOT NULL)",
     *dead_letters.SCHEMA,
 )
+
+
+class Extent(NamedTuple):
+    """Events on a log, their bytes, and when the oldest was appended (seconds since 1970; None: there are none)."""
+
+    events: int
+    bytes: int
+    oldest: float | None
 
 
 class _Partition(NamedTuple):
@@ -81,82 +89,114 @@ class EmbeddedLog:
         self._max_dead_letters = max_dead_letters
         self._busy_timeout = busy_timeout
         self._clock = clock
-        self._lock = threading.Lock()
         self._process = os.getpid()
         self._since_retention = RETENTION_EVERY_EVENTS
         self._retained_at = 0.0
+        self._lock, self._reader_lock = threading.Lock(), threading.Lock()
         self._connection: sqlite3.Connection | None = self._open(partitions)
+        self._reader: sqlite3.Connection | None = self._connect()
 
     def append(self, events: Sequence[Event]) -> list[tuple[int, int]]:
-        rows = [(self.partition_of(event.model), *_encoded(event)) for event in events]
+        rows = [_encoded(event) for event in events]
         if not rows:
             return []
-        with self._transaction("BEGIN IMMEDIATE") as connection:
+        with self._transaction() as connection:
             before = _states(connection)
-            states = dict(before)
             now = self._clock()
-            stamp = max(now, *(state.timestamp for state in states.values()))
+            stamp = max(now, *(state.timestamp for state in before.values()))
+            ends = {partition: state.next for partition, state in before.items()}
+            grown = dict.fromkeys(before, 0)
             places: list[tuple[int, int]] = []
             records = []
-            for partition, key, headers, value in rows:
-                state = states[partition]
+            for key, headers, value in rows:
+                partition = zlib.crc32(key) % self.partitions
+                offset = ends[partition]
                 size = len(key) + len(headers) + len(value) + ROW_OVERHEAD
-                places.append((partition, state.next))
-                records.append((partition << SHIFT | state.next, stamp, size, key, headers, value))
-                states[partition] = _Partition(state.start, state.next + 1, state.bytes + size, stamp)
+                places.append((partition, offset))
+                records.append((partition << SHIFT | offset, stamp, size, key, headers, value))
+                ends[partition] = offset + 1
+                grown[partition] += size
             connection.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)", records)
+            states = {
+                partition: _Partition(state.start, ends[partition], state.bytes + grown[partition], stamp) if grown[partition] else state
+                for partition, state in before.items()
+            }
             self._since_retention += len(rows)
-            if not self._refuse_when_full:
+            if self._refuse_when_full:
+                check_room(self.path, connection, sum(state.bytes for state in states.values()), self._retention_bytes)
+            else:
                 self._retain(connection, states, now)
-            elif (total := sum(state.bytes for state in states.values())) > self._retention_bytes:
-                raise LogUnavailable(
-                    f"event log {self.path} is full: {total} bytes where {self._retention_bytes} may be; it must be drained first"
-                )
             _save(connection, {number: state for number, state in states.items() if state != before[number]})
         return places
 
     def read(self, positions: Mapping[int, int], limit: int = 1000) -> list[Record]:
         """As `EventLog.read`, oldest first over all given partitions: by time of append, then by partition and offset."""
+        return [self._record(place, timestamp, headers, value) for timestamp, place, _, headers, value, _ in self._rows(positions, limit)]
+
+    def read_messages(self, positions: Mapping[int, int], limit: int = 1000) -> list[tuple[int, int, Message]]:
+        """As `read`, for who only carries them on: partition, offset and message of each."""
+        found = []
+        for _, place, key, headers, value, _ in self._rows(positions, limit):
+            partition, offset = _split(place)
+            try:
+                found.append((partition, offset, Message(key.decode(), orjson.loads(headers), value)))
+            except ValueError as error:
+                raise self._damaged(place, error) from error
+        return found
+
+    def _rows(self, positions: Mapping[int, int], limit: int) -> list[tuple[float, int, bytes, bytes, bytes, int]]:
+        """Time, place, key, headers, value and size."""
         if limit <= 0:
             return []
-        found: list[tuple[int, float, bytes, bytes]] = []
-        with self._transaction("BEGIN") as connection:
+        found: list[tuple[float, int, bytes, bytes, bytes, int]] = []
+        with self._snapshot() as connection:
             self._check(positions, _states(connection))
             heads = [
                 connection.execute(
-                    "SELECT timestamp, place, headers, value, size FROM records WHERE place >= ? AND place < ? ORDER BY place LIMIT ?",
+                    "SELECT timestamp, place, key, headers, value, size FROM records WHERE place >= ? AND place < ? ORDER BY place LIMIT ?",
                     (partition << SHIFT | max(offset, 0), (partition + 1) << SHIFT, limit),
                 )
                 for partition, offset in positions.items()
             ]
             room = READ_BYTES
-            for timestamp, place, headers, value, size in islice(heapq.merge(*heads, key=lambda row: (row[0], row[1])), limit):
-                found.append((place, timestamp, headers, value))
-                room -= size
+            for row in islice(heapq.merge(*heads, key=lambda row: (row[0], row[1])), limit):
+                found.append(row)
+                room -= row[5]
                 if room <= 0:
                     break
             for head in heads:
                 head.close()
-        return [self._record(*row) for row in found]
+        return found
 
     def wait_for(self, positions: Mapping[int, int], timeout: float) -> bool:
         """Wait until an event stands at or after one of `positions`; False when `timeout` seconds brought none."""
         return grown_beyond(self.end_positions, positions, timeout, pause=POLL_SECONDS)
 
     def start_positions(self) -> dict[int, int]:
-        with self._transaction("BEGIN") as connection:
+        with self._snapshot() as connection:
             return {partition: state.start for partition, state in _states(connection).items()}
 
     def end_positions(self) -> dict[int, int]:
-        with self._transaction("BEGIN") as connection:
+        with self._snapshot() as connection:
             return {partition: state.next for partition, state in _states(connection).items()}
+
+    def extent(self) -> "Extent":
+        """How much stands on the log now; dead letters are not in it."""
+        with self._snapshot() as connection:
+            states = _states(connection)
+            oldest = connection.execute(
+                f"SELECT min(timestamp) FROM records WHERE place IN ({', '.join('?' * len(states))})",  # noqa: S608 - question marks only
+                [partition << SHIFT | state.start for partition, state in states.items()],
+            ).fetchone()[0]
+        events = sum(state.next - state.start for state in states.values())
+        return Extent(events, sum(state.bytes for state in states.values()), oldest)
 
     def partition_of(self, model: str) -> int:
         return zlib.crc32(model.encode()) % self.partitions
 
     def set_aside(self, reason: str, message: str, headers: Sequence[tuple[str, str]], body: bytes) -> None:
         """Keep a message that can't be accepted, with the reason; credentials in its headers are dropped."""
-        with self._transaction("BEGIN IMMEDIATE") as connection:
+        with self._transaction() as connection:
             dead_letters.store(
                 connection,
                 timestamp=self._clock(),
@@ -169,17 +209,22 @@ class EmbeddedLog:
 
     def dead_letters(self) -> list[DeadLetter]:
         """Those still kept, oldest first."""
-        with self._transaction("BEGIN") as connection:
+        with self._snapshot() as connection:
             return dead_letters.load(connection)
 
     def dead_letter_counts(self) -> dict[str, int]:
         """How many were ever set aside, by reason."""
-        with self._transaction("BEGIN") as connection:
+        with self._snapshot() as connection:
             return dead_letters.counts(connection)
+
+    def count_dead_letters(self, counts: Mapping[str, int]) -> None:
+        """Count messages, by reason, of which nothing could be kept."""
+        with self._transaction() as connection:
+            dead_letters.count(connection, counts)
 
     def drop_before(self, positions: Mapping[int, int]) -> None:
         """Drop every event before these positions: somebody else has them now. Offsets go on as if nothing had happened."""
-        with self._transaction("BEGIN IMMEDIATE") as connection:
+        with self._transaction() as connection:
             before = _states(connection)
             self._check(positions, before)
             states = dict(before)
@@ -194,10 +239,11 @@ class EmbeddedLog:
             _save(connection, {number: state for number, state in states.items() if state != before[number]})
 
     def close(self) -> None:
-        with self._lock:
-            if self._connection is not None and self._process == os.getpid():
-                self._connection.close()
-            self._connection = None
+        with self._lock, self._reader_lock:
+            for connection in (self._reader, self._connection):
+                if connection is not None and self._process == os.getpid():
+                    connection.close()
+            self._reader = self._connection = None
 
     def _retain(self, connection: sqlite3.Connection, states: dict[int, _Partition], now: float) -> None:
         """Drop the oldest records that are too old or too many, a bounded number at a time; `states` is brought up to date."""
@@ -233,12 +279,15 @@ class EmbeddedLog:
         self._retained_at = now
 
     def _record(self, place: int, timestamp: float, headers: bytes, value: bytes) -> Record:
-        partition, offset = place >> SHIFT, place & (1 << SHIFT) - 1
         try:
-            event = from_kafka([(name, text.encode()) for name, text in orjson.loads(headers)], value)
-        except (EventError, ValueError, TypeError) as error:
-            raise LogCorrupt(f"event log {self.path}: the record at partition {partition}, offset {offset} is damaged: {error}") from error
-        return Record(partition, offset, timestamp, event)
+            event = from_kafka_text(orjson.loads(headers), value)
+        except (EventError, ValueError, TypeError, AttributeError) as error:
+            raise self._damaged(place, error) from error
+        return Record(*_split(place), timestamp, event)
+
+    def _damaged(self, place: int, error: Exception) -> LogCorrupt:
+        partition, offset = _split(place)
+        return LogCorrupt(f"event log {self.path}: the record at partition {partition}, offset {offset} is damaged: {error}")
 
     def _check(self, positions: Mapping[int, int], states: Mapping[int, _Partition]) -> None:
         for partition, offset in positions.items():
@@ -251,16 +300,23 @@ class EmbeddedLog:
                     " the positions belong to another log, or this one was replaced or restored: start from its start positions"
                 )
 
+    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        return self._using("BEGIN IMMEDIATE", self._lock, reading=False)
+
+    def _snapshot(self) -> AbstractContextManager[sqlite3.Connection]:
+        """For reading: on a connection of its own, so that neither a reader nor a writer waits for the other."""
+        return self._using("BEGIN", self._reader_lock, reading=True)
+
     @contextmanager
-    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+    def _using(self, begin: str, lock: threading.Lock, *, reading: bool) -> Iterator[sqlite3.Connection]:
+        with lock:
             if self._process != os.getpid():
                 raise LogUnavailable(
                     f"event log {self.path} was opened by process {self._process}; open it again in this one (pid {os.getpid()})"
                 )
-            if self._connection is None:
+            connection = self._reader if reading else self._connection
+            if connection is None:
                 raise LogUnavailable(f"event log {self.path} is closed; open it again")
-            connection = self._connection
             try:
                 connection.execute(begin)
                 try:
@@ -275,6 +331,9 @@ class EmbeddedLog:
             except sqlite3.Error as error:
                 raise self._translated(error) from error
 
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False)
+
     def _open(self, partitions: int) -> sqlite3.Connection:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -288,7 +347,7 @@ class EmbeddedLog:
         while True:
             connection = None
             try:
-                connection = sqlite3.connect(self.path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False)
+                connection = self._connect()
                 self.partitions = self._prepare(connection, partitions)
                 return connection
             except sqlite3.Error as error:
@@ -339,9 +398,10 @@ class EmbeddedLog:
         code = _code(error)
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             return LogCorrupt(f"event log {self.path} is damaged or no event log ({error}); move it away or give another path")
+        if code == sqlite3.SQLITE_FULL:
+            return LogFull(f"event log {self.path}: the disk is full; free some space, or lower the log's retention ({error})")
         advice = {
             sqlite3.SQLITE_BUSY: f"another process held it for over {self._busy_timeout:g} s; try again, or end the process that holds it",
-            sqlite3.SQLITE_FULL: "the disk is full; free some space, or lower the log's retention",
             sqlite3.SQLITE_READONLY: "it can't be written; give this user write permission on the file and its folder",
             sqlite3.SQLITE_CANTOPEN: "it can't be opened; the folder must be there and writable by this user",
             sqlite3.SQLITE_IOERR: "the disk failed or has no room; check its space, quota and health",
@@ -350,7 +410,16 @@ class EmbeddedLog:
 
 
 def _encoded(event: Event) -> tuple[bytes, bytes, bytes]:
-    key, headers, value = to_kafka(event)
+    """Key, headers and value, as they are kept."""
+    headers = lasting_headers(event)
+    if headers is None:
+        _try_reading(event)
+        headers = kafka_headers(event)
+    return event.model.encode(), orjson.dumps(headers), event.data
+
+
+def _try_reading(event: Event) -> None:
+    _, headers, value = to_kafka(event)
     try:
         same = from_kafka(headers, value) == event
     except EventError as error:
@@ -360,7 +429,10 @@ def _encoded(event: Event) -> tuple[bytes, bytes, bytes]:
         raise EventError(
             "unreadable", f"the event {event.id[:100]!r} would change on a log; attribute names must be lower case, its data bytes"
         )
-    return key, orjson.dumps([(name, raw.decode()) for name, raw in headers]), value
+
+
+def _split(place: int) -> tuple[int, int]:
+    return place >> SHIFT, place & (1 << SHIFT) - 1
 
 
 def _states(connection: sqlite3.Connection) -> dict[int, _Partition]:

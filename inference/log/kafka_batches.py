@@ -17,7 +17,7 @@ from kafka.producer.future import FutureRecordMetadata
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
 
-from inference.event import Event, kafka_headers
+from inference.event import Message
 
 BATCH_BYTES = 500_000
 """A batch is closed before it is larger than this, unless one event is."""
@@ -26,15 +26,15 @@ _OVERHEAD = 100
 
 
 def append_batches(
-    producer: Any, topic: str, events: Sequence[Event], place_of: Callable[[str], int], timestamp_ms: int, timeout: float
+    producer: Any, topic: str, messages: Sequence[Message], place_of: Callable[[str], int], timestamp_ms: int, timeout: float
 ) -> list[tuple[int, int]]:
-    """Have all events acknowledged; gives (partition, offset) of each. `place_of` tells a model's partition.
+    """Have all messages acknowledged; gives (partition, offset) of each. `place_of` tells a model's partition.
 
     A partition's next batch is sent when the one before it is there: none may overtake one that has to be sent again. `timeout`
-    (seconds) is for all batches that are sent at once. A KafkaError has `appended`: the indexes of the events that are on the topic
-    for certain. MessageSizeTooLargeError: an event is larger than the producer may send; nothing was sent.
+    (seconds) is for all batches that are sent at once. A KafkaError has `appended`: the indexes of those that are on the topic
+    for certain. MessageSizeTooLargeError: one is larger than the producer may send; nothing was sent.
     """
-    queues = _encoded(events, place_of, producer.config["max_request_size"])
+    queues = _encoded(messages, place_of, producer.config["max_request_size"])
     places: dict[int, tuple[int, int]] = {}
     try:
         producer.partitions_for(topic)  # waits for the topic's metadata
@@ -54,7 +54,7 @@ def append_batches(
     except KafkaError as error:
         error.appended = frozenset(places)
         raise
-    return [places[index] for index in range(len(events))]
+    return [places[index] for index in range(len(messages))]
 
 
 class _Batch:
@@ -66,21 +66,20 @@ class _Batch:
         self.size = 0
 
 
-def _encoded(events: Sequence[Event], place_of: Callable[[str], int], most: int) -> dict[int, deque[_Batch]]:
+def _encoded(messages: Sequence[Message], place_of: Callable[[str], int], most: int) -> dict[int, deque[_Batch]]:
     """The batches of each partition, in order."""
     partitions: dict[str, int] = {}
     queues: dict[int, deque[_Batch]] = {}
-    for index, event in enumerate(events):
-        model = event.model
-        if (partition := partitions.get(model)) is None:
-            partition = partitions[model] = place_of(model)
+    for index, message in enumerate(messages):
+        if (partition := partitions.get(message.key)) is None:
+            partition = partitions[message.key] = place_of(message.key)
             queues.setdefault(partition, deque([_Batch()]))
         batch = queues[partition][-1]
-        record = encode(event, model, len(batch.indexes))
+        record = encode(message, len(batch.indexes))
         if batch.size + len(record) > BATCH_BYTES and batch.indexes:
             batch = _Batch()
             queues[partition].append(batch)
-            record = encode(event, model, 0)
+            record = encode(message, 0)
         if len(record) + _OVERHEAD > most:
             raise MessageSizeTooLargeError(f"an event of {len(record)} bytes with its headers; the producer may send {most} bytes")
         batch.indexes.append(index)
@@ -89,10 +88,9 @@ def _encoded(events: Sequence[Event], place_of: Callable[[str], int], most: int)
     return queues
 
 
-def encode(event: Event, model: str, delta: int) -> bytes:
-    """The event as the record that stands `delta` after its batch's first, with the batch's own timestamp."""
-    key, value = model.encode(), event.data
-    headers = kafka_headers(event)
+def encode(message: Message, delta: int) -> bytes:
+    """The message as the record that stands `delta` after its batch's first, with the batch's own timestamp."""
+    key, headers, value = message.key.encode(), message.headers, message.value
     # No attributes, no difference in time; a length is in front of each part.
     parts = [b"\0\0", _varint(delta), _varint(len(key)), key, _varint(len(value)), value, _varint(len(headers))]
     add = parts.append
