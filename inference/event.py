@@ -248,11 +248,20 @@ def _kafka_carefully(headers: Sequence[tuple[str, bytes | None]], value: bytes |
         if raw_value is None:
             continue
         if name == "content-type":
-            _put(attributes, "datacontenttype", raw_value)
+            _put(attributes, "datacontenttype", _bare(raw_value))
         elif name.startswith("ce_") and name != "ce_datacontenttype":
-            _put(attributes, name[3:], raw_value)
+            _put(attributes, name[3:], _bare(raw_value))
     body = value or b""
     return _from_structured(body) if _is_structured(attributes) else _checked(attributes, body)
+
+
+def _bare(raw: bytes) -> bytes:
+    """A header's value without AMQP's type and length, as Event Hubs shows Kafka readers what came in by AMQP. No UTF-8 begins so."""
+    if len(raw) >= 2 and raw[0] in b"\xa0\xa1" and raw[1] == len(raw) - 2:
+        return raw[2:]
+    if len(raw) >= 5 and raw[0] in b"\xb0\xb1" and int.from_bytes(raw[1:5], "big") == len(raw) - 5:
+        return raw[5:]
+    return raw
 
 
 def _put(attributes: dict[str, str], name: str, raw: bytes) -> None:

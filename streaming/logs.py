@@ -28,3 +28,6 @@ def configure(level: int, *, as_json: bool) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # kafka-python tells of every try to connect, as an error each; that the log is away we tell ourselves, once.
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    # Azure's tell dozens of lines of each connection.
+    logging.getLogger("azure").setLevel(logging.WARNING)
+    logging.getLogger("azure.eventhub").setLevel(logging.CRITICAL)

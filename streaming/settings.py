@@ -177,7 +177,7 @@ class WatchSettings(_Frozen):
     of life the others get its partitions. `snapshots` is a folder or an fsspec URL, by default a folder in `state`.
     """
 
-    group: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")] = "driftloop"
+    group: Annotated[str, Field(pattern=r"^(\$Default|[A-Za-z0-9._-]{1,200})$")] = "driftloop"
     member: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")] | None = None
     session: Annotated[Seconds, Field(ge=6, le=1800)] = 30.0
     snapshots: str = ""

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from pydantic import SecretStr
+
+from inference.log.connection import Connection, ConnectionString
 
 INFRA = Path(__file__).resolve().parent.parent / "infra"
 Script = Callable[..., subprocess.CompletedProcess[str]]
@@ -76,3 +79,13 @@ def kserve_agent(kserve_script: Script) -> str:
     if fetched.returncode != 0:
         missing("KServe's own agent", fetched.stderr.strip())
     return fetched.stdout.splitlines()[-1]
+
+
+@pytest.fixture
+def event_hub() -> Iterator[Connection]:
+    """The connection to an empty hub of a double of Event Hubs, by AMQP."""
+    from amqp_double import AmqpDouble
+
+    with AmqpDouble({"hub": 4}) as double:
+        auth = ConnectionString(connection_string=SecretStr(double.connection_string))
+        yield Connection(url=f"eventhubs://127.0.0.1:{double.port}/hub", auth=auth, tls=False)

@@ -391,3 +391,17 @@ def test_headers_that_are_not_the_events_are_left_out() -> None:
 def test_a_request_and_its_response_have_the_same_key() -> None:
     extensions = {"namespace": "default", "inferenceservicename": "iris"}
     assert to_kafka(Event("1", "s", REQUEST, extensions=extensions))[0] == b"default/iris"
+
+
+@pytest.mark.parametrize("kind", [b"\xa1", b"\xa0", b"\xb1", b"\xb0"], ids=lambda kind: kind.hex())
+def test_headers_that_came_to_the_topic_by_amqp_are_read_without_their_type(kind):
+    def encoded(text):
+        size = bytes([len(text)]) if kind[0] < 0xB0 else len(text).to_bytes(4, "big")
+        return kind + size + text.encode()
+
+    plain = {"ce_specversion": "1.0", "ce_id": "a", "ce_source": "pod", "ce_type": "io.driftloop.label", "content-type": "application/json"}
+    assert from_kafka([(name, encoded(text)) for name, text in plain.items()], b"{}") == from_kafka(
+        [(name, text.encode()) for name, text in plain.items()], b"{}"
+    )
+    with pytest.raises(EventError, match="not UTF-8"):
+        from_kafka([("ce_id", kind + b"\x09a"), *((name, text.encode()) for name, text in plain.items() if name != "ce_id")], b"{}")

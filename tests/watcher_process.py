@@ -4,10 +4,11 @@ import logging
 import sys
 from pathlib import Path
 
+from watchers import KubeflowRunner
+
 from streaming.assemble import run_watch
 from streaming.logs import configure
 from streaming.settings import load_settings
-from watchers import KubeflowRunner
 
 if __name__ == "__main__":
     configure(logging.INFO, as_json=False)

@@ -29,7 +29,10 @@ class EventLog(Protocol):
     """
 
     def append(self, events: Sequence[Event]) -> list[tuple[int, int]]:
-        """Append all or nothing; when it returns, the events survive a kill of this process. Gives (partition, offset) of each."""
+        """Append all or nothing; when it returns, the events survive a kill of this process. Gives (partition, offset) of each.
+
+        An offset of -1 is one that the log does not tell (Event Hubs by AMQP).
+        """
         ...
 
     def read(self, positions: Mapping[int, int], limit: int = 1000) -> list[Record]:

@@ -29,7 +29,7 @@ def is_remote(url: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class KafkaAddress:
-    """Where the topic is: `kafka://HOST:PORT[,HOST:PORT...][/TOPIC]`."""
+    """Where the topic is: `kafka://HOST:PORT[,HOST:PORT...][/TOPIC]`; the port is 9092 if there is none, 9093 for Event Hubs."""
 
     servers: tuple[str, ...]
     topic: str
@@ -42,10 +42,19 @@ class KafkaAddress:
         topic = parts.path.strip("/") or DEFAULT_TOPIC
         if parts.scheme != "kafka" or not servers or "@" in parts.netloc or "/" in topic or parts.query:
             raise SettingsError(["a Kafka log is kafka://HOST:PORT[,HOST:PORT...][/TOPIC], without credentials in it"])
-        return cls(tuple(server if ":" in server else f"{server}:9092" for server in servers), topic)
+        return cls(tuple(map(_with_port, servers)), topic)
 
     def __str__(self) -> str:
         return f"kafka://{','.join(self.servers)}/{self.topic}"
+
+
+def _with_port(server: str) -> str:
+    host, colon, port = server.rpartition(":")
+    if not colon or server.endswith("]"):  # an IPv6 address is in brackets
+        return f"{server}:{9093 if '.servicebus.' in server else 9092}"
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
+        raise SettingsError([f"a Kafka log is kafka://HOST:PORT[,HOST:PORT...][/TOPIC]; {server!r} is no HOST:PORT"])
+    return server
 
 
 @dataclass(frozen=True, slots=True)

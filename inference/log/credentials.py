@@ -1,6 +1,7 @@
 """Who we are at an event log: Event Hubs' connection strings taken apart, and Entra's tokens, kept until shortly before they expire."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,8 +13,14 @@ from inference.log.connection import ConnectionString, Entra
 
 logger = logging.getLogger(__name__)
 
-_EARLY = 300.0
-"""Seconds before its end that a token is replaced: a connection that is made with it must outlive the handshake."""
+_EARLY = 900.0
+"""Seconds before its end that a token is replaced, behind the scenes: brokers want a new one when 5 to 15 % of its time is left."""
+_LAST = 60.0
+"""Seconds before its end that a token is not handed out any more: a connection that is made with it must outlive the handshake."""
+_PATIENCE = 8.0
+"""Seconds that a caller waits for a token."""
+_WORKLOAD = ("AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE")
+"""What AKS sets where a service account has an identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,45 +60,88 @@ class Credential(Protocol):
 class EntraTokens:
     """Tokens for one namespace, the newest of which holds `until` (seconds since 1970); safe for several threads.
 
-    `credential` stands in for azure-identity's default chain: workload identity on AKS, a managed identity, whoever is logged in.
+    Kafka's clients ask on the thread that does all their work: a token is fetched on another one, and while the old one holds
+    nobody waits for the new. `credential` stands in for azure-identity's default chain: workload identity on AKS, a managed
+    identity, whoever is logged in.
     """
 
     def __init__(self, auth: Entra, host: str, *, credential: Credential | None = None, clock: Callable[[], float] = time.time) -> None:
         self._scope = f"https://{host.partition(':')[0]}/.default"
-        self._credential = credential or _default_credential(auth)
+        self._credential = credential or default_credential(auth)
         self._clock = clock
         self._lock = threading.Lock()
         self._token = ""
+        self._renewal: _Renewal | None = None
         self.until = float("-inf")
 
     def token(self) -> str:
-        """A token that holds for some minutes yet. LogUnavailable says why there is none."""
+        """A token that holds for a minute at least. LogUnavailable, within seconds, says why there is none."""
         with self._lock:
-            if self._clock() < self.until - _EARLY:
+            left = self.until - self._clock()
+            if left > _EARLY:
                 return self._token
-            try:
-                token = self._credential.get_token(self._scope)
-            except Exception as error:
-                if self._clock() < self.until:
-                    logger.warning("the Entra token cannot be renewed yet, the old one still holds: %s", _first_line(error))
-                    return self._token
-                raise LogUnavailable(
-                    f"no Entra token for {self._scope}: {_first_line(error)}; give this workload an identity (on AKS a service account"
-                    " with workload identity) that has the role Azure Event Hubs Data Sender or Receiver"
-                ) from error
-            self._token, self.until = str(token.token), float(token.expires_on)
-            return self._token
+            if self._renewal is None:
+                self._renewal = _Renewal(self._renew)
+                self._renewal.start()
+            renewal, token = self._renewal, self._token
+        if left > _LAST:
+            return token
+        renewal.join(_PATIENCE)
+        with self._lock:
+            if self.until - self._clock() > 0:
+                return self._token
+        why = _first_line(renewal.error) if renewal.error else f"there was no answer within {_PATIENCE:.0f} s"
+        raise LogUnavailable(
+            f"no Entra token for {self._scope}: {why}; give this workload an identity (on AKS a service account with workload"
+            " identity) that has the role Azure Event Hubs Data Sender or Receiver"
+        ) from renewal.error
+
+    def _renew(self) -> None:
+        try:
+            given = self._credential.get_token(self._scope)
+        except Exception as error:
+            with self._lock:
+                self._renewal = None
+                left = self.until - self._clock()
+            if left > 0:
+                logger.warning("the Entra token cannot be renewed yet, the old one holds for %.0f s more: %s", left, _first_line(error))
+            raise
+        with self._lock:
+            self._token, self.until, self._renewal = str(given.token), float(given.expires_on), None
 
 
-def _default_credential(auth: Entra) -> Credential:
+class _Renewal(threading.Thread):
+    """One try to have a new token; `error` tells why it failed."""
+
+    def __init__(self, renew: Callable[[], None]) -> None:
+        # A daemon: an identity service that does not answer must not keep a process from ending.
+        super().__init__(name="entra", daemon=True)
+        self._renew = renew
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._renew()
+        except Exception as error:  # noqa: BLE001 - whoever waits for the token is told
+            self.error = error
+
+
+def default_credential(auth: Entra) -> Credential:
+    """On AKS the workload's identity; elsewhere the managed identity that is named, or the first of azure-identity's ways that works."""
     try:
-        from azure.identity import DefaultAzureCredential
+        from azure.identity import DefaultAzureCredential, ManagedIdentityCredential, WorkloadIdentityCredential
     except ImportError as error:
         raise SettingsError(["log.auth of kind entra needs azure-identity: pip install 'driftloop[azure]'"]) from error
-    # It tries one way after the other and logs a warning for each that is not there.
+    # It tells of every request, and warns of each way that is not there.
+    logging.getLogger("azure").setLevel(logging.WARNING)
     logging.getLogger("azure.identity").setLevel(logging.ERROR)
-    named = {"managed_identity_client_id": auth.client_id, "workload_identity_client_id": auth.client_id} if auth.client_id else {}
-    credential: Credential = DefaultAzureCredential(exclude_interactive_browser_credential=True, **named)
+    credential: Credential
+    if all(os.environ.get(name) for name in _WORKLOAD) and (auth.client_id or os.environ.get("AZURE_CLIENT_ID")):
+        credential = WorkloadIdentityCredential(**({"client_id": auth.client_id} if auth.client_id else {}))
+    elif auth.client_id:
+        credential = ManagedIdentityCredential(client_id=auth.client_id)
+    else:
+        credential = DefaultAzureCredential()
     return credential
 
 

@@ -25,7 +25,7 @@ from inference.event import Event, to_kafka
 from inference.log import Record
 from inference.log.address import HubAddress
 from inference.log.connection import Connection, ConnectionString, Entra, SasToken, Tls
-from inference.log.credentials import _default_credential as default_credential
+from inference.log.credentials import default_credential as default_credential
 from inference.log.credentials import shared_key
 from inference.log.kafka_records import record_of
 

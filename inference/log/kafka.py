@@ -1,10 +1,12 @@
 """Apache Kafka as the event log, by kafka-python: CloudEvents' Kafka binding, one topic, all events of a model on one partition."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 from kafka import TopicPartition
+from kafka.errors import KafkaTimeoutError
 from kafka.partitioner.default import murmur2
 
 from inference.errors import EventError, LogUnavailable
@@ -15,9 +17,11 @@ from inference.log.credentials import EntraTokens
 from inference.log.kafka_records import record_of
 from inference.log.kafka_settings import KafkaClients
 
-_REQUEST_SECONDS = 60.0
-_APPEND_SECONDS = 65.0
+_APPEND_SECONDS = 66.0
 _BLOCK_SECONDS = 8.0
+_ANSWER_MS = 15_000
+# Longer than Event Hubs makes a reader wait.
+_READ_SECONDS = 75.0
 _FETCH_MS = 200
 _POLL_SECONDS = 0.05
 # Event Hubs' Standard tier takes 1 MB an event and closes the connection on a request over 1,046,528 bytes.
@@ -27,41 +31,51 @@ _MAX_REQUEST = 1_040_000
 class KafkaLog:
     """An `EventLog` on a topic that is there already; every partition is read by this process.
 
-    `append` waits for the broker's acknowledgement by all in-sync replicas, up to 65 s: a broker that throttles (Event Hubs
-    makes answers wait for up to a minute) is slow, not away. What it could not deliver in time may still have been delivered
-    in part: who repeats it doubles events, and readers drop doubles. Appending and reading may go on in two threads. A failed
-    append closes the producer, so that no memory is held for what will be appended anew.
+    `append` waits for the broker's acknowledgement by all in-sync replicas, for `patience` seconds: a broker that throttles
+    (Event Hubs makes answers wait for up to a minute) is slow, not away. What it could not deliver in time may still have been
+    delivered in part: who repeats it doubles events, and readers drop doubles. Appending and reading may go on in two threads.
+    After a failure the client is closed and the next call makes a new one: no memory is held for what will be appended anew,
+    and no state outlives an outage.
     """
 
-    def __init__(self, connection: Connection, *, tokens: EntraTokens | None = None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        tokens: EntraTokens | None = None,
+        clock: Callable[[], float] = time.time,
+        patience: float = _APPEND_SECONDS,
+    ) -> None:
         self._clients = KafkaClients(connection, tokens=tokens)
         self.address = self._clients.address
         self._clock = clock
+        self._patience = patience
         self._producer: Any = None
+        self._consumer: Any = None
         self._at: dict[TopicPartition, int] = {}
-        self._consumer = self._clients.consumer(group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", check_crcs=True)
-        try:
-            self._partitions = self._find_partitions()
-        except BaseException:
-            self._consumer.close()
-            raise
+        with self._consuming() as consumer:
+            self._partitions: list[int] = self._clients.partitions(consumer)
 
     def append(self, events: Sequence[Event]) -> list[tuple[int, int]]:
         """As `EventLog.append`, but a part may be on the log when it fails; EventError: an event is too large for the broker."""
         if not events:
             return []
         now = int(self._clock() * 1000)
+        sent: list[Any] = []
         try:
             with self._clients.translated():
                 producer = self._producing()
-                sent = []
                 for event in events:
                     key, headers, value = to_kafka(event)
                     place = self.partition_of(event.model)
                     sent.append(producer.send(self.address.topic, value, key, headers, place, now))
-                producer.flush(timeout=_APPEND_SECONDS)
+                producer.flush(timeout=self._patience)
                 told = [future.get(timeout=0.0) for future in sent]
-        except (LogUnavailable, EventError):
+        except LogUnavailable as error:
+            error.appended = frozenset(index for index, future in enumerate(sent) if future.succeeded())
+            self._drop_producer()
+            raise
+        except EventError:
             self._drop_producer()
             raise
         return [(one.partition, one.offset) for one in told]
@@ -69,21 +83,24 @@ class KafkaLog:
     def read(self, positions: Mapping[int, int], limit: int = 1000) -> list[Record]:
         """As `EventLog.read`; an empty list means that nothing stands at or after the positions."""
         wanted = {TopicPartition(self.address.topic, partition): offset for partition, offset in positions.items()}
-        with self._clients.translated():
-            if wanted.keys() != self._consumer.assignment():
+        with self._consuming() as consumer:
+            if wanted.keys() != consumer.assignment():
                 # A poll gives what is assigned, and nobody asked for the other partitions.
-                self._consumer.assign(list(wanted))
+                consumer.assign(list(wanted))
                 self._at = {}
             for place, offset in wanted.items():
                 if self._at.get(place) != offset:
-                    self._consumer.seek(place, offset)
+                    consumer.seek(place, offset)
             # Only what stands there when it is asked for is waited for; the fetch itself takes a moment.
             ends: Mapping[TopicPartition, int] | None = None
-            while not (polled := self._consumer.poll(timeout_ms=0 if ends is None else _FETCH_MS, max_records=limit)):
+            while not (polled := consumer.poll(timeout_ms=0 if ends is None else _FETCH_MS, max_records=limit)):
                 if ends is None:
-                    ends = self._consumer.end_offsets(list(wanted))
-                if all(self._consumer.position(place) >= ends[place] for place in wanted):
+                    ends = consumer.end_offsets(list(wanted), timeout_ms=_ANSWER_MS)
+                    deadline = time.monotonic() + _READ_SECONDS
+                if all(consumer.position(place, timeout_ms=_ANSWER_MS) >= ends[place] for place in wanted):
                     break
+                if time.monotonic() > deadline:
+                    raise KafkaTimeoutError(f"nothing came of what stands there, within {_READ_SECONDS:.0f} s")
             records = [
                 record_of(m.topic, m.partition, m.offset, m.timestamp, m.headers, m.value) for messages in polled.values() for m in messages
             ]
@@ -95,31 +112,50 @@ class KafkaLog:
         return grown_beyond(self.end_positions, positions, timeout, pause=_POLL_SECONDS)
 
     def start_positions(self) -> dict[int, int]:
-        return self._offsets(self._consumer.beginning_offsets)
+        return self._offsets("beginning_offsets")
 
     def end_positions(self) -> dict[int, int]:
-        return self._offsets(self._consumer.end_offsets)
+        return self._offsets("end_offsets")
 
     def partition_of(self, model: str) -> int:
         """As Kafka's own clients place a key, so that other producers' events of a model stand beside ours."""
         number: int = murmur2(model.encode()) & 0x7FFFFFFF
         return self._partitions[number % len(self._partitions)]
 
+    def may_write(self) -> bool | None:
+        """Whether the broker says that we may append; None where it does not tell."""
+        with self._consuming() as consumer:
+            return self._clients.may_write(consumer)
+
     def close(self) -> None:
         self._drop_producer()
-        self._consumer.close()
+        self._drop_consumer()
 
-    def _find_partitions(self) -> list[int]:
-        with self._clients.translated():
-            found = self._consumer.partitions_for_topic(self.address.topic)
-        if not found:
-            raise LogUnavailable(f"{self.address}: there is no topic {self.address.topic!r}; make it first, or name another")
-        return sorted(found)
-
-    def _offsets(self, ask: Callable[[list[TopicPartition]], Mapping[TopicPartition, int]]) -> dict[int, int]:
-        with self._clients.translated():
-            found = ask([TopicPartition(self.address.topic, number) for number in self._partitions])
+    def _offsets(self, which: Literal["beginning_offsets", "end_offsets"]) -> dict[int, int]:
+        with self._consuming() as consumer:
+            found = getattr(consumer, which)(
+                [TopicPartition(self.address.topic, number) for number in self._partitions], timeout_ms=_ANSWER_MS
+            )
         return {place.partition: offset for place, offset in found.items()}
+
+    @contextmanager
+    def _consuming(self) -> Iterator[Any]:
+        """The consumer, its errors translated; a failure closes it."""
+        try:
+            with self._clients.translated():
+                if self._consumer is None:
+                    self._consumer = self._clients.consumer(
+                        group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", check_crcs=True
+                    )
+                yield self._consumer
+        except BaseException:
+            self._drop_consumer()
+            raise
+
+    def _drop_consumer(self) -> None:
+        if self._consumer is not None:
+            consumer, self._consumer, self._at = self._consumer, None, {}
+            consumer.close()
 
     def _producing(self) -> Any:
         if self._producer is None:
@@ -131,8 +167,8 @@ class KafkaLog:
                 max_request_size=_MAX_REQUEST,
                 linger_ms=2,
                 max_block_ms=int(_BLOCK_SECONDS * 1000),
-                request_timeout_ms=int(_REQUEST_SECONDS * 1000),
-                delivery_timeout_ms=int(_APPEND_SECONDS * 1000),
+                request_timeout_ms=int(self._patience * 1000 / 1.1),
+                delivery_timeout_ms=int(self._patience * 1000),
             )
         return self._producer
 

@@ -1,44 +1,58 @@
 """From a `Connection` to kafka-python's clients: settings that Event Hubs bears, who we are, and errors that say what to mend."""
 
+import itertools
 import logging
 import ssl
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.errors import (
-    AuthorizationError,
+    KafkaConnectionError,
     KafkaError,
+    KafkaTimeoutError,
     MessageSizeTooLargeError,
-    PolicyViolationError,
+    NodeNotReadyError,
     RecordListTooLargeError,
-    ThrottlingQuotaExceededError,
+    TopicAuthorizationFailedError,
 )
+from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
 from kafka.net.sasl.oauth import AbstractTokenProvider
+from kafka.net.selector import NetworkSelector
+from kafka.protocol.metadata import MetadataRequest
 
-from inference.errors import EventError, LogError, LogThrottled, LogUnavailable, SettingsError
+from inference.errors import EventError, LogError, LogUnavailable, SettingsError
 from inference.log.address import KafkaAddress
 from inference.log.connection import Connection, ConnectionString, Entra, Sasl, Tls
 from inference.log.credentials import EntraTokens, shared_key
+from inference.log.kafka_errors import Ears, cause, is_sure, translated
+from inference.log.kafka_errors import meaning as meaning
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
-CONNECT_SECONDS = 6.0
+CONNECT_SECONDS = 5.0
+_AGAIN_SECONDS = 3.5
+_TOPIC_SECONDS = 4.0
+_PAUSE_SECONDS = 0.2
+_SLICE_SECONDS = 0.5
+_AWAY_SECONDS = 12.0
 OLDER = (1, 0)
 """What Event Hubs' table of API versions amounts to; asked for when a broker can't be talked to by what it says of itself."""
+_MAY_WRITE = 1 << 4
+_UNTOLD = -(1 << 31)
 
-# Event Hubs cuts idle connections after 240 s; one error of its own poisons an idempotent producer for good.
+# Event Hubs cuts idle connections after 240 s, and lets a request wait for up to a minute where a quota is used up.
 _SAFE = {
     "connections_max_idle_ms": 180_000,
     "metadata_max_age_ms": 180_000,
-    "allow_auto_create_topics": False,
+    "request_timeout_ms": 60_000,
     "reconnect_backoff_max_ms": 2_000,
 }
-_SURE = ("refused the credentials", "no such mechanism", "not trusted", "no TLS", "nothing listens", "no such host")
+_ears = Ears.on("kafka.net")
+_number = itertools.count(1)
 
 
 class KafkaClients:
@@ -49,73 +63,165 @@ class KafkaClients:
 
     def __init__(self, connection: Connection, *, tokens: EntraTokens | None = None) -> None:
         self.address = KafkaAddress.parse(connection.url)
-        self._connection = connection
-        self._common = _settings(connection, self.address, tokens)
+        self._id = f"driftloop-{next(_number)}"
+        self._common = {**_settings(connection, self.address, tokens), "client_id": self._id}
         if connection.api_version != "auto":
             self._common["api_version"] = tuple(int(part) for part in connection.api_version.split("."))
 
     def consumer(self, **more: Any) -> Any:
         """A consumer that has spoken with a broker."""
-        return self._made(lambda: KafkaConsumer(**self._common, **more))
+        return self._made(KafkaConsumer, more)
 
     def producer(self, **more: Any) -> Any:
         """A producer that has spoken with a broker."""
-        return self._made(lambda: KafkaProducer(**self._common, **more))
+        return self._made(_Producer, more)
+
+    def partitions(self, consumer: Any) -> list[int]:
+        """The topic's partitions. LogUnavailable within seconds: there is no such topic, no right to see it, or nobody to ask."""
+        manager, topic, began = consumer._manager, self.address.topic, time.monotonic()
+        deadline = began + _TOPIC_SECONDS
+        with self.translated():
+            try:
+                asked = manager.cluster.add_topic(topic)
+                while not (found := manager.cluster.partitions_for_topic(topic)):
+                    self._ask(manager, asked, deadline)
+                    if topic in manager.cluster.unauthorized_topics:
+                        raise TopicAuthorizationFailedError(topic)
+                    # An answer may be one to a question from before: that did not name the topic.
+                    asked = manager.cluster.request_update()
+            except (TypeError, ValueError) as error:
+                raise LogUnavailable(f"{self.address}: no topic can be called {topic!r}: {error}") from error
+            except (KafkaTimeoutError, KafkaConnectionError) as error:
+                where = ", ".join(f"{broker.host}:{broker.port}" for broker in manager.cluster.brokers())
+                if where and (why := cause(self._heard(began))):
+                    text = f"{self.address}: the broker says that it is at {where} (advertised.listeners), and there: {why}"
+                    raise LogUnavailable(text) from error
+                raise
+        return sorted(found)
+
+    def may_write(self, consumer: Any) -> bool | None:
+        """Whether the broker says that we may write to the topic; None where it does not tell (Event Hubs, Kafka before 2.3)."""
+        manager = consumer._manager
+        asked = MetadataRequest(
+            topics=[MetadataRequest.MetadataRequestTopic(name=self.address.topic)],
+            allow_auto_topic_creation=False,
+            include_topic_authorized_operations=True,
+        )
+        with self.translated():
+            answer = manager.run(manager.wait_for, manager.call_soon(manager.send, asked), _TOPIC_SECONDS * 1000)
+        rights = [topic.topic_authorized_operations for topic in answer.topics if answer.API_VERSION >= 8]
+        return bool(rights[0] & _MAY_WRITE) if rights and rights[0] != _UNTOLD else None
 
     @contextmanager
     def translated(self) -> Iterator[None]:
         """kafka-python's errors as ours: LogUnavailable, LogThrottled, and EventError for an event that is too large."""
+        began = time.monotonic()
         try:
             yield
         except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
             raise EventError("too_large", f"{self.address}: an event is larger than the broker takes: {error}") from error
         except (KafkaError, OSError) as error:
-            raise self.told(error) from error
+            raise translated(self.address, error, self._heard(began)) from error
 
-    def told(self, error: Exception) -> LogUnavailable:
-        """What a foreign error means, and what to do about it."""
-        if isinstance(error, PolicyViolationError | ThrottlingQuotaExceededError):
-            return LogThrottled(
-                f"{self.address}: throttled by the broker ({type(error).__name__}); send less, or have more throughput units"
-            )
-        if isinstance(error, AuthorizationError):
-            advice = "give this user the rights to read and write the topic and to be in the group"
-            return LogUnavailable(f"{self.address}: {type(error).__name__}: not permitted; {advice}")
-        cause = (error.__cause__ and meaning(str(error.__cause__))) or meaning(str(error))
-        advice = cause or "is the broker up, is this its address, and may this machine and user reach it?"
-        return LogUnavailable(f"{self.address}: {_short(error)}; {advice}")
-
-    def _made(self, make: Callable[[], T]) -> T:
-        try:
-            return self._tried(make)
-        except LogUnavailable as error:
-            if "api_version" in self._common or any(sure in str(error) for sure in _SURE):
-                raise
-            self._common["api_version"] = OLDER
+    @staticmethod
+    def _ask(manager: Any, asked: Any, deadline: float) -> None:
+        """Wait for the cluster's metadata; a connection that fails is tried again."""
+        while True:
             try:
-                made = self._tried(make)
-            except LogUnavailable:
-                del self._common["api_version"]
-                raise error from None
-            logger.info("%s: spoken to as Kafka %d.%d; `api_version` saves the first try", self.address, *OLDER)
-            return made
+                manager.run(manager.wait_for, asked, max(0.0, deadline - time.monotonic()) * 1000)
+                return
+            except (KafkaConnectionError, NodeNotReadyError):
+                if time.monotonic() + _PAUSE_SECONDS > deadline:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
+                asked = manager.cluster.request_update()
 
-    def _tried(self, make: Callable[[], T]) -> T:
-        began = time.monotonic()
+    def _heard(self, began: float) -> list[str]:
+        return _ears.since(began, self._id)
+
+    def _made(self, kind: Callable[..., Any], more: dict[str, Any]) -> Any:
+        settings = {**self._common, **more}
         try:
-            return make()
+            return self._tried(kind, settings, CONNECT_SECONDS)
+        except LogUnavailable as first:
+            if "api_version" in settings or is_sure(str(first)):
+                raise
+            try:
+                made = self._tried(kind, {**settings, "api_version": OLDER}, _AGAIN_SECONDS)
+            except LogUnavailable as second:
+                raise second if is_sure(str(second)) else first from None
+        self._common["api_version"] = OLDER
+        logger.info("%s: spoken to as Kafka %d.%d; `api_version` saves the first try", self.address, *OLDER)
+        return made
+
+    def _tried(self, kind: Callable[..., Any], settings: dict[str, Any], seconds: float) -> Any:
+        began = time.monotonic()
+        clients: list[KafkaNetClient] = []
+
+        def client(**configs: Any) -> KafkaNetClient:
+            net = NetworkSelector(**configs)
+            clients.append(KafkaNetClient(net, _Manager(net, **configs), **configs))
+            return clients[0]
+
+        made: Any = None
+        try:
+            made = kind(**settings, kafka_client=client, bootstrap_timeout_ms=int(seconds * 1000))
+            if kind is KafkaConsumer:  # which does not wait for anybody where it is told the version
+                manager = clients[0]._manager
+                manager.run(manager.wait_for, manager.bootstrap_async(refresh=False), seconds * 1000)
         except LogError:
             raise
         except (KafkaError, OSError) as error:
+            if made is not None:
+                made.close()
+            for one in clients:  # else its thread stays
+                with suppress(KafkaError, OSError, RuntimeError):
+                    one.close()
             # A wrong password, a wrong port and a broker that is down all end as the same time-out: the reason is in its log.
-            heard = _ears.since(began)
-            known = [told for told in map(meaning, heard) if told]
-            why = next((told for told in known if any(sure in told for sure in _SURE)), "") or next(iter(known), "")
-            if not why and heard:
-                why = f"last heard: {heard[-1][:200]}"
-            if not why:
-                raise self.told(error) from error
-            raise LogUnavailable(f"{self.address}: no connection: {why}") from error
+            heard = self._heard(began)
+            if why := cause(heard):
+                raise LogUnavailable(f"{self.address}: no connection: {why}") from error
+            raise translated(self.address, error, heard) from error
+        return made
+
+
+class _Manager(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python is not followed by the type checker
+    """kafka-python's connections, with two things put right: it would wait for a TLS handshake for ever, and make a topic by asking."""
+
+    def __init__(self, net: Any, **configs: Any) -> None:
+        super().__init__(net, **configs, socket_connection_setup_timeout_ms=int(CONNECT_SECONDS * 1000))
+        self.cluster.config["allow_auto_create_topics"] = False
+
+    async def _connect(self, node: Any, conn: Any, reset_backoff_on_connect: bool = True, timeout_at: float | None = None) -> None:
+        def give_up() -> None:
+            if conn.initializing:
+                conn.close(KafkaConnectionError(f"nobody answers at {node.host}:{node.port}"))
+
+        late = self._net.call_at(timeout_at or time.monotonic() + CONNECT_SECONDS, give_up)
+        try:
+            await super()._connect(node, conn, reset_backoff_on_connect, timeout_at)
+        finally:
+            if not late.is_done:
+                self._net.cancel(late)
+
+
+class _Producer(KafkaProducer):  # type: ignore[misc]
+    """kafka-python's producer; it waits for long where a broker makes it wait, and not where there is none."""
+
+    def flush(self, timeout: float | None = None) -> None:
+        """As the library's, but a KafkaTimeoutError comes after 12 s without a connection, too."""
+        now = time.monotonic()
+        deadline, connected = now + (timeout or float("inf")), now
+        while True:
+            try:
+                super().flush(min(_SLICE_SECONDS, max(0.0, deadline - now)))
+                return
+            except KafkaTimeoutError:
+                now = time.monotonic()
+                if self._sender._client._manager.least_used_connections():
+                    connected = now
+                if now >= deadline or now - connected >= _AWAY_SECONDS:
+                    raise
 
 
 def _settings(connection: Connection, address: KafkaAddress, tokens: EntraTokens | None) -> dict[str, Any]:
@@ -123,7 +229,6 @@ def _settings(connection: Connection, address: KafkaAddress, tokens: EntraTokens
     settings: dict[str, Any] = {
         **_SAFE,
         "bootstrap_servers": list(address.servers),
-        "bootstrap_timeout_ms": int(CONNECT_SECONDS * 1000),
         "security_protocol": ("SASL_" if auth else "") + ("SSL" if connection.encrypted else "PLAINTEXT"),
     }
     if connection.encrypted:
@@ -159,7 +264,7 @@ def _ssl_context(tls: Tls) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
     except (OSError, ssl.SSLError) as error:
-        raise SettingsError([f"log.tls.ca {tls.ca}: no certificates can be read from it: {_short(error)}"]) from error
+        raise SettingsError([f"log.tls.ca {tls.ca}: no certificates can be read from it: {error}"]) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if tls.certificate and tls.key:
         # Without one OpenSSL would ask for it at the terminal.
@@ -167,57 +272,5 @@ def _ssl_context(tls: Tls) -> ssl.SSLContext:
         try:
             context.load_cert_chain(str(tls.certificate), str(tls.key), password)
         except (OSError, ssl.SSLError) as error:
-            raise SettingsError(
-                [f"log.tls: certificate {tls.certificate} and key {tls.key} cannot be used together: {_short(error)}"]
-            ) from error
+            raise SettingsError([f"log.tls: certificate {tls.certificate} and key {tls.key} cannot be used together: {error}"]) from error
     return context
-
-
-class _Ears(logging.Handler):
-    """The last things that kafka-python's network said: its exceptions do not tell why a connection could not be made."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._heard: deque[tuple[float, str]] = deque(maxlen=100)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._heard.append((time.monotonic(), record.getMessage()))
-
-    def since(self, began: float) -> list[str]:
-        return [text for at, text in list(self._heard) if at >= began]
-
-
-_ears = _Ears()
-_network = logging.getLogger("kafka.net")
-_network.addHandler(_ears)
-_network.setLevel(logging.WARNING)
-_network.propagate = False
-
-
-def meaning(text: str) -> str:
-    """What to mend, told from an error's text; "" when it tells nothing."""
-    lower = text.lower()
-    for words, told in _MEANINGS:
-        if any(word in lower for word in words):
-            return told
-    return ""
-
-
-_MEANINGS = (
-    (("unsupportedsaslmechanism", "sasl mechanism"), "no such mechanism there: the broker does not take this kind of `auth`"),
-    (("saslauthenticationfailed", "authentication failed", "invalid credentials"), "the broker refused the credentials: check `log.auth`"),
-    (("hostname mismatch", "is not valid for"), "the certificate is not trusted: it is for another host name than the one in the address"),
-    (("certificate_verify_failed", "certificate verify failed"), "the certificate is not trusted: name its authority in `log.tls.ca`"),
-    (
-        ("wrong_version_number", "wrong version number", "record layer failure"),
-        "there is no TLS on that port: another port, or `tls: false`",
-    ),
-    (("handshake failed", "ssl"), "the TLS handshake failed: check `log.tls`, and whether the port is the one for TLS"),
-    (("refused", "econnrefused"), "nothing listens there: is the broker up, and is this its address?"),
-    (("name or service", "nodename nor", "getaddrinfo", "name resolution", "dns"), "no such host: check the name in the address"),
-    (("socket disconnected", "apiversions check"), "the broker hung up: does that port want TLS (`tls: true`) or `auth`?"),
-)
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}"[:300].rstrip(": ")
