@@ -1,6 +1,7 @@
 """Watchers as processes of their own, and the outside world they act upon: a topic, a KFP double, a Slack double, both counting."""
 
 import http.client
+import os
 import signal
 import subprocess
 import sys
@@ -204,7 +205,9 @@ class Loop:
     def start(self, name="a"):
         with (self.folder / f"{name}.log").open("ab") as output:
             command = [sys.executable, str(SCRIPT), str(self.settings(name)), str(self.kubeflow.server.port)]
-            self.processes[name] = subprocess.Popen(command, stdout=output, stderr=output)
+            # The script's folder, for what it shares with the tests; not the checkout: the installed packages are tested.
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")])}
+            self.processes[name] = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
 
     def kill(self, name="a"):
         self.kills.append(time.monotonic())
