@@ -36,6 +36,8 @@ class GatewayProtocol(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is no
         super().__init__(*arguments, **options)
         self._gateway: Gateway = self.config.app
         self._direct = _Direct()
+        # A path may hold a token: whatever handlers there are, it is not for them.
+        self.access_log = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)

@@ -218,8 +218,9 @@ def _check(options: argparse.Namespace) -> int:
     settings = load_settings(options.config)
     sys.stdout.write(f"{options.config}: no errors; models: {', '.join(settings.models)}\n")
     if options.connect:
-        from streaming.connect_check import connect
+        from streaming.connect_check import connect, extra_of
 
+        options.extra = extra_of(settings.log)
         for line in connect(settings):
             sys.stdout.write(f"{line}\n")
     return 0

@@ -111,6 +111,8 @@ class Connection:
         for name in self._double.topics if everything else [topic.name for topic in request.topics]:
             partitions = [{"partition_index": number, **node} for number in range(len(self._double.topics.get(name, ())))]
             error = self._error(name)
+            # Many brokers make a topic for whoever asks for one that is not there, unless he says that he does not want it.
+            self._double.seen["would be made"] += error == UNKNOWN_TOPIC and request.allow_auto_topic_creation
             found.append({"error_code": error, "name": name, "partitions": [] if error else partitions})
         return {"brokers": [self._here()], "cluster_id": "double", "controller_id": 0, "topics": found}
 

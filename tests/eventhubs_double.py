@@ -63,7 +63,7 @@ class EventHubsDouble:
         """Seconds that each answer to Produce and Fetch is held back, as where a quota is used up."""
         self.seen: Counter[str] = Counter()
         """Requests by their name; `PLAIN in`, `PLAIN again`, `PLAIN refused` and so on; `connections`, `idle` (cut), `throttled`,
-        `refused` (error 44), `commits refused`, and why it hung up: `oversized`, `unsupported`, `not logged in`."""
+        `refused` (error 44), `commits refused`, `would be made` (a topic); why it hung up: `oversized`, `unsupported`, `not logged in`."""
         self.groups: defaultdict[str, Group] = defaultdict(Group)
         self.commits: defaultdict[tuple[str, str, int], deque[float]] = defaultdict(deque)
         """When each group committed each partition of a topic within the last second."""

@@ -262,7 +262,8 @@ def test_wrong_credentials_are_told_within_seconds_and_never_shown(double, kind,
 
 
 def test_nothing_that_is_logged_on_the_way_has_a_secret_in_it(double, caplog):
-    caplog.set_level(logging.DEBUG)
+    for name in (None, "azure", "azure.eventhub"):
+        caplog.set_level(logging.DEBUG, logger=name)
     log = open_log(connection(double))
     log.append([event(1)])
     assert all_ids(log) == ["e1"]

@@ -1,5 +1,6 @@
 """No room: what is refused is counted and told, what was acknowledged stays, and it goes on once there is room again."""
 
+import asyncio
 import json
 import logging
 import shutil
@@ -13,6 +14,7 @@ from gateways import ce, holding, in_thread, join, running, until
 
 from inference.errors import LogFull
 from inference.event import Event
+from inference.gateway_writer import Writer
 from inference.log.embedded import EmbeddedLog
 
 ROOT = Path(__file__).parents[1]
@@ -135,6 +137,7 @@ SMALL_DISK = """
 import sys, pathlib, shutil, time
 from inference.errors import LogFull, LogUnavailable
 from inference.event import Event
+from inference.gateway_writer import Writer
 from inference.log.embedded import EmbeddedLog
 from inference.spool import Forwarder
 
@@ -225,3 +228,26 @@ def test_nothing_is_logged_for_an_event_that_is_taken_in(tmp_path, caplog):
     with running(tmp_path / "events.db") as served:
         served.ask("POST", "/", b"{}", ce())
     assert [record.getMessage() for record in caplog.records if record.name.startswith("inference")] == []
+
+
+def test_an_answer_that_fails_costs_the_others_nothing(tmp_path, caplog):
+    log = EmbeddedLog(tmp_path / "events.db")
+
+    async def write():
+        writer, told = Writer(log), []
+
+        def fails(_):
+            raise RuntimeError("the connection is in no state to be written to")
+
+        for number, done in enumerate((fails, told.append, fails, told.append)):
+            writer.put(event(number), done)
+        await writer.close()
+        writer = Writer(log)
+        writer.put(event(4), told.append)
+        await writer.close()
+        return told
+
+    assert asyncio.run(write()) == [None, None, None]
+    assert log.extent().events == 5
+    assert [record.getMessage() for record in caplog.records] == ["an answer failed"] * 2
+    log.close()

@@ -124,6 +124,9 @@ def test_losses_are_dead_letters_at_once_and_still_after_a_restart(tmp_path):
             told = scraped(served)
             assert told["refused_total", "queue_full"] == 1, "of this run"
             assert told["dead_letters_total", "lost_queue_full"] == run, "of all"
+    log = EmbeddedLog(tmp_path / "events.db")
+    assert log.dead_letter_counts() == {"lost_queue_full": 2}
+    log.close()
 
 
 def test_what_can_not_be_told_is_left_out(tmp_path):

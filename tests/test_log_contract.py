@@ -5,12 +5,14 @@ import time
 import uuid
 
 import pytest
+from certificates import Authority
+from pydantic import SecretStr
 
 from inference.errors import EventError, LogUnavailable
 from inference.event import Event
 from inference.log import open_log
 from inference.log.address import KafkaAddress, is_eventhubs
-from inference.log.connection import Connection
+from inference.log.connection import Connection, ConnectionString, Tls
 from inference.log.embedded import EmbeddedLog
 from streaming.reader import everything
 
@@ -50,11 +52,36 @@ def event_hub(request):
     return request.getfixturevalue("event_hub")
 
 
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def namespace(authority):
+    """A double of Event Hubs' Kafka endpoint, who may log in, and whom to trust."""
+    from eventhubs_double import EventHubsDouble
+
+    text = "Endpoint=sb://127.0.0.1/;SharedAccessKeyName=all;SharedAccessKey=s3cret"
+    with EventHubsDouble(users={"$ConnectionString": text}, tls=authority.server("127.0.0.1")) as double:
+        yield double.address, ConnectionString(connection_string=SecretStr(text)), Tls(ca=authority.ca)
+
+
+def endpoint_by(client):
+    def make(request):
+        address, auth, tls = request.getfixturevalue("namespace")
+        return Connection(url=f"kafka://{address}", client=client, auth=auth, tls=tls)
+
+    return make
+
+
 MEMBERS = {
     "embedded": embedded,
     "kafka-python": topic_of("kafka-python"),
     "librdkafka": topic_of("librdkafka"),
     "eventhubs": event_hub,
+    "eventhubs by kafka-python": endpoint_by("kafka-python"),
+    "eventhubs by librdkafka": endpoint_by("librdkafka"),
 }
 """The kinds of log: each makes an empty one, and gives the connection to it."""
 

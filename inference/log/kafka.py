@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Literal
 
 from kafka import TopicPartition
@@ -127,6 +127,13 @@ class KafkaLog:
         with self._consuming() as consumer:
             return self._clients.may_write(consumer)
 
+    def committed(self, group: str) -> dict[int, int | None]:
+        """How far the group told the broker that it is, on each partition; LogUnavailable where it may not be asked."""
+        with self._clients.translated(), closing(self._clients.consumer(group_id=group, enable_auto_commit=False)) as consumer:
+            return {
+                number: consumer.committed(TopicPartition(self.address.topic, number), timeout_ms=_ANSWER_MS) for number in self._partitions
+            }
+
     def close(self) -> None:
         self._drop_producer()
         self._drop_consumer()
@@ -145,7 +152,12 @@ class KafkaLog:
             with self._clients.translated():
                 if self._consumer is None:
                     self._consumer = self._clients.consumer(
-                        group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", check_crcs=True
+                        group_id=None,
+                        enable_auto_commit=False,
+                        auto_offset_reset="earliest",
+                        check_crcs=True,
+                        # A fetch of partitions that are not asked for any more is waited for.
+                        fetch_max_wait_ms=_FETCH_MS // 2,
                     )
                 yield self._consumer
         except BaseException:

@@ -21,8 +21,11 @@ from inference.log.address import KafkaAddress
 THROTTLED = "throttled by broker"
 _MEANINGS = (
     (("no entra token",), "no token to log in with: give this workload an identity that can have one"),
-    (("unsupportedsaslmechanism", "sasl mechanism"), "no such mechanism there: the broker does not take this kind of `auth`"),
     (("saslauthenticationfailed", "authentication failed", "invalid credentials"), "the broker refused the credentials: check `log.auth`"),
+    (
+        ("unsupportedsaslmechanism", "unsupported sasl", "does not support"),
+        "no such mechanism there: the broker does not take this kind of `auth`",
+    ),
     (("wrong signature",), "the broker refused the credentials, or is not the one that knows them: check `log.auth`"),
     (
         ("hostname mismatch", "ip address mismatch", "is not valid for"),
@@ -49,7 +52,7 @@ _MEANINGS = (
     (("name or service", "nodename nor", "getaddrinfo", "name resolution", "dns"), "no such host: check the name in the address"),
     (
         ("socket disconnected", "econnreset", "connection reset", "apiversions check"),
-        "the broker hung up: does that port want TLS (`tls: true`), `auth` or an older `api_version`?",
+        "the broker hung up: does that port want TLS (`tls: true`), a certificate of ours, `auth` or an older `api_version`?",
     ),
 )
 _SURE = ("refused the credentials", "such mechanism", "not trusted", "TLS", "who we are", "no token", "nothing listens", "no such host")
@@ -79,7 +82,7 @@ def translated(address: KafkaAddress, error: Exception, heard: Sequence[str]) ->
     if slow or isinstance(error, PolicyViolationError | ThrottlingQuotaExceededError):
         return LogThrottled(f"{address}: throttled by the broker ({type(error).__name__}); send less, or have more throughput units")
     if isinstance(error, GroupAuthorizationFailedError):
-        return LogUnavailable(f"{address}: not permitted: give this user the right to read in the group {_short(error.args[-1:])}")
+        return LogUnavailable(f"{address}: not permitted: give this user the right to read in the group {next(iter(error.args), '')!r}")
     if isinstance(error, AuthorizationError):
         advice = f"give this user the rights to read and write the topic {address.topic!r}"
         return LogUnavailable(f"{address}: not permitted ({type(error).__name__}): {advice}")

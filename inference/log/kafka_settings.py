@@ -41,8 +41,8 @@ _SLICE_SECONDS = 0.5
 _AWAY_SECONDS = 12.0
 OLDER = (1, 0)
 """What Event Hubs' table of API versions amounts to; asked for when a broker can't be talked to by what it says of itself."""
-_MAY_WRITE = 1 << 4
-_UNTOLD = -(1 << 31)
+_WRITE = 4
+"""Kafka's number of that right."""
 
 # Event Hubs cuts idle connections after 240 s, and lets a request wait for up to a minute where a quota is used up.
 _SAFE = {
@@ -109,8 +109,8 @@ class KafkaClients:
         )
         with self.translated():
             answer = manager.run(manager.wait_for, manager.call_soon(manager.send, asked), _TOPIC_SECONDS * 1000)
-        rights = [topic.topic_authorized_operations for topic in answer.topics if answer.API_VERSION >= 8]
-        return bool(rights[0] & _MAY_WRITE) if rights and rights[0] != _UNTOLD else None
+        rights = [topic.authorized_operations for topic in answer.topics]
+        return _WRITE in rights[0] if rights and rights[0] else None
 
     @contextmanager
     def translated(self) -> Iterator[None]:
