@@ -117,13 +117,15 @@ def attempt(case, stack, authority):
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_in_the_way_is_said_with_what_to_mend(case, authority, hasty, caplog):
+    before = set(threading.enumerate())
     with ExitStack() as stack, caplog.at_level(logging.DEBUG, "inference"):
         free, opening = attempt(case, stack, authority)
         said = refused(opening)
     assert CASES[case].format(free=free) in said
     for secret in (KEY, "wonderland", "token-1"):
         assert secret not in said + caplog.text
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("kafka-io")], "nothing stays behind"
+    left = {thread for thread in set(threading.enumerate()) - before if thread.name.startswith("kafka-io")}
+    assert not left, "nothing stays behind"
 
 
 def test_the_slowest_of_these_errors_takes_less_than_ten_seconds(authority):

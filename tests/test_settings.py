@@ -136,6 +136,6 @@ def test_the_file_that_init_writes_has_no_errors(tmp_path):
     assert [limit.kind for limit in settings.models["default/iris-sklearn"].limits] == ["evidently", "evidently", "detector"]
     # Every section that is commented out as a whole is right too, once it is not.
     path.write_text(re.sub(r"^# (?=\w+:|  )", "", path.read_text(), flags=re.MULTILINE))
-    uncommented = load_settings(path, {"SLACK_WEBHOOK": "https://hooks.example/x", "HOSTNAME": "watcher-0"})
+    uncommented = load_settings(path, {"SLACK_WEBHOOK": "https://hooks.example/x", "HOSTNAME": "watcher-0", "GATEWAY_TOKEN": "long-enough"})
     assert uncommented.alerts.webhook is not None
     assert (uncommented.watch.member, uncommented.watch.snapshots) == ("watcher-0", "abfs://CONTAINER/driftloop")

@@ -122,8 +122,16 @@ class LibrdkafkaLog:
 
     def _watermarks(self) -> dict[int, tuple[int, int]]:
         places = [TopicPartition(self.address.topic, number) for number in self._partitions]
-        with self._client.translated():
-            return {place.partition: self._consumer.get_watermark_offsets(place, timeout=_CONNECT_SECONDS) for place in places}
+        deadline = time.monotonic() + _CONNECT_SECONDS
+        while True:
+            try:
+                with self._client.translated():
+                    return {place.partition: self._consumer.get_watermark_offsets(place, timeout=_CONNECT_SECONDS) for place in places}
+            except LogUnavailable as error:
+                # A topic that was just made, or whose leader has just moved, is without one for a moment.
+                if "NOT_LEADER" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_SECONDS)
 
     def _records(self, messages: Sequence[Any]) -> list[Record]:
         records = []
