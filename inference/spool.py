@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _BATCH = 1000
 _SMALLEST_BATCH = 50
 _IDLE = 0.25
-_LINGER = 0.05
+_LINGER = 0.1
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _SHORTEST_THROTTLE, _LONGEST_THROTTLE = 0.5, 60.0
 
@@ -171,10 +171,10 @@ class Forwarder(threading.Thread):
 
     def _throttle(self, error: LogThrottled, pause: float) -> float:
         """Seconds to wait: what the log asks for, else longer each time."""
-        self.throttled += 1
         if self.state != "throttled":
             logger.info("the log asks for a slower pace, events wait in the spool: %s", error)
         self.state = "throttled"
+        self.throttled += 1
         self._limit = max(_SMALLEST_BATCH, self._limit // 2)
         return min(error.pause or max(2 * pause, _SHORTEST_THROTTLE), _LONGEST_THROTTLE)
 

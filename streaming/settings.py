@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from inference.errors import SettingsError
-from inference.log.address import is_remote
 from inference.log.connection import Connection
 from inference.pairing import ANNOTATION
 from streaming.detectors import DetectorSpec
@@ -243,7 +242,7 @@ class Settings(_Frozen):
     def placed(self, folder: Path) -> "Settings":
         """The same with its paths made absolute, relative ones from `folder`."""
         paths: dict[str, Any] = {name: (folder / getattr(self, name)).resolve() for name in ("repository", "state")}
-        paths |= {"log": _placed_log(self.log, folder), "gateway": self.gateway.placed(folder)}
+        paths |= {"log": self.log.placed(folder), "gateway": self.gateway.placed(folder)}
         snapshots = self.watch.snapshots or str(self.state / "snapshots")
         if "://" not in snapshots:
             paths["watch"] = self.watch.model_copy(update={"snapshots": str((folder / snapshots).resolve())})
@@ -275,13 +274,7 @@ def load_gateway(path: Path, environ: Mapping[str, str] | None = None) -> Gatewa
     for part in Settings.model_fields.keys() - GatewayPart.model_fields.keys():
         located.value.pop(part, None)
     read, folder = _checked(located, GatewayPart, environ), path.resolve().parent
-    return GatewayPart(log=_placed_log(read.log, folder), gateway=read.gateway.placed(folder))
-
-
-def _placed_log(log: Connection, folder: Path) -> Connection:
-    if is_remote(log.url):
-        return log
-    return log.model_copy(update={"url": f"embedded:{(folder / log.url.removeprefix('embedded:')).resolve()}"})
+    return GatewayPart(log=read.log.placed(folder), gateway=read.gateway.placed(folder))
 
 
 def _checked(located: Located, model: type[_Model], environ: Mapping[str, str] | None) -> _Model:

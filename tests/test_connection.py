@@ -87,6 +87,18 @@ def test_a_port_that_is_none_is_an_error(url):
         KafkaAddress.parse(url)
 
 
+def test_paths_are_taken_from_the_folder_that_they_are_written_in(tmp_path):
+    tls = Tls(ca="ca.pem", certificate="/etc/me.pem", key="../me.key")
+    placed = Connection(url="kafka://a:1", tls=tls).placed(tmp_path).tls
+    assert (str(placed.ca), str(placed.certificate), str(placed.key)) == (f"{tmp_path}/ca.pem", "/etc/me.pem", f"{tmp_path.parent}/me.key")
+    assert (
+        Connection(url="log.db").placed(tmp_path).url
+        == Connection(url="embedded:log.db").placed(tmp_path).url
+        == f"embedded:{tmp_path}/log.db"
+    )
+    assert Connection(url="kafka://a:1", tls=True).placed(tmp_path) == Connection(url="kafka://a:1", tls=True)
+
+
 @pytest.mark.parametrize(
     ("string", "says"),
     [

@@ -1,7 +1,9 @@
 """kafka-python against a double of Event Hubs' Kafka endpoint: who we are, and the quirks that a real Kafka does not have."""
 
+import asyncio
 import logging
 import random
+import threading
 import time
 from types import SimpleNamespace
 
@@ -11,7 +13,8 @@ from pydantic import SecretStr
 
 pytest.importorskip("kafka", reason="kafka-python is not installed (extra `kafka`)")
 
-from eventhubs_double import EventHubsDouble
+from eventhubs_double import EventHubsDouble, Partition
+from eventhubs_groups import Group
 
 from inference.errors import EventError, LogThrottled, LogUnavailable
 from inference.event import Event
@@ -95,7 +98,9 @@ def by_entra(address, tls, identity, **more):
 # Who we are
 
 
-@pytest.mark.parametrize("auth", [string(), Sasl(kind="sasl", mechanism="PLAIN", username="alice", password=SecretStr("wonderland"))])
+@pytest.mark.parametrize(
+    "auth", [string(f"{STRING}\n"), Sasl(kind="sasl", mechanism="PLAIN", username="alice", password=SecretStr("wonderland"))]
+)
 def test_a_connection_string_or_a_password_logs_in_over_tls(secured, trusting, auth, caplog):
     before = secured.seen["PLAIN in"]
     with caplog.at_level(logging.DEBUG, "inference"):
@@ -193,6 +198,21 @@ def test_a_version_that_is_given_is_used_as_it_is(double, hasty):
 # Throttling
 
 
+def test_the_settings_are_those_that_the_service_bears(double, log):
+    log.append([event(1)])
+    producer, consumer = log._producer.config, log._consumer.config
+    for config in (producer, consumer):
+        assert config["metadata_max_age_ms"] == config["connections_max_idle_ms"] == 180_000
+    assert consumer["request_timeout_ms"] == 60_000
+    assert (producer["enable_idempotence"], producer["acks"], producer["compression_type"]) == (False, -1, None)
+    assert producer["max_request_size"] < 1_046_528
+    defaults = KafkaLog(Connection(url=f"kafka://{double.address}"))
+    defaults.append([event(2)])
+    assert defaults._producer.config["request_timeout_ms"] == 60_000
+    assert defaults._producer.config["delivery_timeout_ms"] > 60_000
+    defaults.close()
+
+
 def test_a_broker_that_makes_us_wait_is_slow_and_not_away(double, log):
     double.hold = 0.4
     log.append([event(number) for number in range(5)])
@@ -214,10 +234,14 @@ def test_what_the_quota_does_not_let_through_in_time_is_throttled_and_what_was_l
     log = KafkaLog(Connection(url=f"kafka://{double.address}"), patience=2.0)
     double.hold = 0.4
     with pytest.raises(LogThrottled, match="throttled by the broker") as caught:
-        log.append([event(number, size=10_000) for number in range(30)])
+        log.append([event(number, size=240_000) for number in range(30)])
     double.hold = 0.0
-    assert 0 < len(caught.value.appended) < 30
-    assert {f"e{number}" for number in caught.value.appended} <= set(ids(log))
+    known = {f"e{number}" for number in caught.value.appended}
+    assert 0 < len(known) < 30
+    time.sleep(1.0)
+    # What was under way may have arrived; nothing else does behind the caller's back.
+    assert known <= set(ids(log))
+    assert len(set(ids(log)) - known) <= 2
     log.append([event(number) for number in range(30) if number not in caught.value.appended])
     assert {f"e{number}" for number in range(30)} == set(ids(log))
     log.close()
@@ -274,6 +298,19 @@ def test_reading_goes_on_while_connections_break(double, log):
     assert list(dict.fromkeys(read)) == [f"e{number}" for number in range(6)]
 
 
+def test_a_broker_that_is_gone_is_noticed_before_one_that_makes_us_wait_would_be_given_up(monkeypatch):
+    monkeypatch.setattr(kafka_settings, "_AWAY_SECONDS", 1.0)
+    with EventHubsDouble() as double:
+        log = KafkaLog(Connection(url=f"kafka://{double.address}"), patience=60.0)
+        log.append([event(1)])
+    began = time.monotonic()
+    with pytest.raises(LogUnavailable, match="nothing listens there"):
+        log.append([event(2)])
+    assert time.monotonic() - began < 8
+    assert poll_until(lambda: not [thread for thread in threading.enumerate() if thread.name.endswith("-network-thread")])
+    log.close()
+
+
 def test_many_large_events_go_out_in_requests_that_the_service_bears(double, log):
     log.append([event(number, f"ns/m{number % 6}", size=150_000) for number in range(40)])
     assert len(ids(log)) == 40
@@ -320,3 +357,22 @@ def test_a_group_commits_no_more_often_than_the_service_bears(double, client):
     assert sum(positions.values()) == 60
     assert double.groups["g"].offsets
     assert double.seen["commits refused"] == 0
+
+
+def test_a_group_that_answers_slower_than_a_poll_waits_is_joined_all_the_same(double, monkeypatch):
+    at_once = Group.sync
+
+    async def later(self, request):
+        await asyncio.sleep(0.3)
+        return await at_once(self, request)
+
+    monkeypatch.setattr(Group, "sync", later)
+    owner = SimpleNamespace(assigned=lambda _: {}, revoked=lambda _: None, lost=lambda _: None)
+    feed = open_feed(Connection(url=f"kafka://{double.address}"), None, owner, group="g", session=6.0)
+    assert poll_until(lambda: feed.poll(10, 0.1) or double.seen["Heartbeat"] > 1)
+    double.topics["driftloop"].append(Partition())  # the topic grows, and the group is joined anew
+    feed._consumer._cluster.request_update()
+    assert poll_until(lambda: feed.poll(10, 0.1) or double.seen["JoinGroup"] > 2)
+    beats = double.seen["Heartbeat"]
+    assert poll_until(lambda: feed.poll(10, 0.1) or double.seen["Heartbeat"] > beats + 1)
+    feed.close()

@@ -1,5 +1,6 @@
 """Whole batches for kafka-python's producer: byte for byte what its own `send` would make, in order, and known when only some arrive."""
 
+import time
 import uuid
 
 import pytest
@@ -15,7 +16,7 @@ pytest.importorskip("kafka", reason="kafka-python is not installed (extra `kafka
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
-from kafka.errors import KafkaError, MessageSizeTooLargeError
+from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
 from inference.log import kafka_batches
@@ -170,6 +171,15 @@ def test_a_later_batch_does_not_overtake_one_that_failed(kafka, topic, producer,
         appended(producer, topic, batch, timeout=5)
     assert caught.value.appended == {2}, "the first batch of each partition"
     assert ends(kafka, topic)[0] == start[0] + 1
+
+
+def test_the_time_is_for_all_batches_together(kafka, topic, producer, monkeypatch):
+    monkeypatch.setattr(kafka_batches, "BATCH_BYTES", 400)
+    flush = producer.flush
+    monkeypatch.setattr(producer, "flush", lambda timeout: (time.sleep(0.3), flush(timeout)))
+    with pytest.raises(KafkaTimeoutError, match=r"3 of 50 events were acknowledged within 0\.8 s") as caught:
+        appended(producer, topic, [event(number, "a", 300) for number in range(50)], timeout=0.8)
+    assert caught.value.appended == {0, 1, 2}
 
 
 def test_the_log_takes_events_in_whole_batches_and_tells_what_is_too_large(kafka, topic):

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import ssl
 import threading
 import time
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from inference.log import kafka_settings, open_log
 from inference.log.connection import Connection, ConnectionString, Entra, Sasl, Tls
 from inference.log.credentials import EntraTokens
 from inference.log.kafka import KafkaLog
+from inference.log.kafka_errors import Ears
 from streaming.testing import free_port
 
 KEY = "s3cretKey="
@@ -73,6 +75,7 @@ CASES = {
     "an authority that is not known": "the certificate is not trusted: name its authority in `log.tls.ca`",
     "a certificate for another host": "it is for another host name than the one in the address",
     "a wrong key": "the broker refused the credentials: check `log.auth`",
+    "a wrong key, and only old versions": "the broker refused the credentials: check `log.auth`",
     "a token that has expired": "the broker refused the credentials: check `log.auth`",
     "a mechanism that is not there": "no such mechanism there: the broker does not take this kind of `auth`",
     "a broker that says it is elsewhere": "the broker says that it is at 127.0.0.1:{free} (advertised.listeners), and there: nothing",
@@ -91,6 +94,7 @@ def attempt(case, stack, authority):
         return free, lambda: open_log(Connection(url=f"kafka://127.0.0.1:{port}", tls="TLS" in case))
     name = "elsewhere.example" if case == "a certificate for another host" else "127.0.0.1"
     double = EventHubsDouble(users=USERS if case not in plain else None, tls=None if case in plain else authority.server(name))
+    double.modern = "only old versions" not in case
     stack.enter_context(double)
     url, auth, tls = f"kafka://{double.address}", string(), Tls(ca=authority.ca)
     if case == "TLS to a port without":
@@ -103,7 +107,7 @@ def attempt(case, stack, authority):
         auth = None
     elif case == "an authority that is not known":
         tls = True
-    elif case == "a wrong key":
+    elif case.startswith("a wrong key"):
         auth = string(f"{STRING}x")
     elif case == "a mechanism that is not there":
         auth = Sasl(kind="sasl", username="alice", password=SecretStr("wonderland"))
@@ -177,3 +181,19 @@ def test_tls_files_that_will_not_do_are_named_before_anything_is_sent(authority,
         open_log(Connection(url="kafka://127.0.0.1:9", tls=Tls(**tls)))
     assert says in str(caught.value)
     assert "wrong" not in str(caught.value)
+
+
+def test_names_are_verified_and_old_tls_is_not_spoken(authority):
+    context = kafka_settings._ssl_context(Tls(ca=authority.ca))
+    assert context.check_hostname
+    assert (context.verify_mode, context.minimum_version) == (ssl.CERT_REQUIRED, ssl.TLSVersion.TLSv1_2)
+
+
+def test_what_one_client_hears_is_not_told_to_another():
+    ears = Ears()
+    for name in ("kafka-io-driftloop-1", "driftloop-1-network-thread", "kafka-io-driftloop-11"):
+        record = logging.LogRecord("kafka.net", logging.ERROR, __file__, 1, "heard by %s", (name,), None)
+        record.threadName = name
+        ears.emit(record)
+    assert ears.since(0.0, "driftloop-1") == ["heard by kafka-io-driftloop-1", "heard by driftloop-1-network-thread"]
+    assert ears.since(time.monotonic(), "driftloop-1") == []

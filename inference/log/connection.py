@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from inference.errors import SettingsError
-from inference.log.address import LogUrl, is_eventhubs, is_kafka
+from inference.log.address import LogUrl, is_eventhubs, is_kafka, is_remote
 
 
 class _Frozen(BaseModel):
@@ -103,6 +103,15 @@ class Connection(_Frozen):
     def encrypted(self) -> bool:
         """Whether the connection is TLS: what the configuration says, else where somebody logs in."""
         return self.auth is not None if self.tls is None else self.tls is not False
+
+    def placed(self, folder: Path) -> Self:
+        """The same with its paths made absolute, relative ones from `folder`."""
+        if not is_remote(self.url):
+            return self.model_copy(update={"url": f"embedded:{(folder / self.url.removeprefix('embedded:')).resolve()}"})
+        if not isinstance(self.tls, Tls):
+            return self
+        paths = {name: (folder / path).resolve() for name in ("ca", "certificate", "key") if (path := getattr(self.tls, name)) is not None}
+        return self.model_copy(update={"tls": self.tls.model_copy(update=paths)})
 
 
 VARIABLE = "DRIFTLOOP_LOG_CONNECTION"

@@ -10,10 +10,11 @@ from kafka.errors import KafkaTimeoutError
 from kafka.partitioner.default import murmur2
 
 from inference.errors import EventError, LogUnavailable
-from inference.event import Event, to_kafka
+from inference.event import Event, Message
 from inference.log import Record, grown_beyond
 from inference.log.connection import Connection
 from inference.log.credentials import EntraTokens
+from inference.log.kafka_batches import append_batches
 from inference.log.kafka_records import record_of
 from inference.log.kafka_settings import KafkaClients
 
@@ -58,27 +59,23 @@ class KafkaLog:
 
     def append(self, events: Sequence[Event]) -> list[tuple[int, int]]:
         """As `EventLog.append`, but a part may be on the log when it fails; EventError: an event is too large for the broker."""
-        if not events:
+        return self.append_messages([Message.of(event) for event in events])
+
+    def append_messages(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
+        """As `append`, for who has them as messages."""
+        if not messages:
             return []
         now = int(self._clock() * 1000)
-        sent: list[Any] = []
         try:
             with self._clients.translated():
-                producer = self._producing()
-                for event in events:
-                    key, headers, value = to_kafka(event)
-                    place = self.partition_of(event.model)
-                    sent.append(producer.send(self.address.topic, value, key, headers, place, now))
-                producer.flush(timeout=self._patience)
-                told = [future.get(timeout=0.0) for future in sent]
+                return append_batches(self._producing(), self.address.topic, messages, self.partition_of, now, timeout=self._patience)
         except LogUnavailable as error:
-            error.appended = frozenset(index for index, future in enumerate(sent) if future.succeeded())
+            error.appended = getattr(error.__cause__, "appended", error.appended)
             self._drop_producer()
             raise
         except EventError:
             self._drop_producer()
             raise
-        return [(one.partition, one.offset) for one in told]
 
     def read(self, positions: Mapping[int, int], limit: int = 1000) -> list[Record]:
         """As `EventLog.read`; an empty list means that nothing stands at or after the positions."""
@@ -179,12 +176,12 @@ class KafkaLog:
                 max_request_size=_MAX_REQUEST,
                 linger_ms=2,
                 max_block_ms=int(_BLOCK_SECONDS * 1000),
-                request_timeout_ms=int(self._patience * 1000 / 1.1),
+                request_timeout_ms=int(self._patience * 10_000) // 11,
                 delivery_timeout_ms=int(self._patience * 1000),
             )
         return self._producer
 
     def _drop_producer(self) -> None:
         if self._producer is not None:
-            self._producer.close(timeout=0)
-            self._producer = None
+            producer, self._producer = self._producer, None
+            producer.drop()

@@ -7,12 +7,13 @@ producer's own way: leaders, retries, time-outs, throttling and TLS stay the lib
 Source of the format: Apache Kafka's documentation, Message Format, "Record Batch" and "Record".
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from kafka import TopicPartition
-from kafka.errors import KafkaError, MessageSizeTooLargeError
+from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from kafka.producer.future import FutureRecordMetadata
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
@@ -31,18 +32,22 @@ def append_batches(
     """Have all messages acknowledged; gives (partition, offset) of each. `place_of` tells a model's partition.
 
     A partition's next batch is sent when the one before it is there: none may overtake one that has to be sent again. `timeout`
-    (seconds) is for all batches that are sent at once. A KafkaError has `appended`: the indexes of those that are on the topic
+    (seconds) is for all of them. A KafkaError has `appended`: the indexes of those that are on the topic
     for certain. MessageSizeTooLargeError: one is larger than the producer may send; nothing was sent.
     """
     queues = _encoded(messages, place_of, producer.config["max_request_size"])
     places: dict[int, tuple[int, int]] = {}
+    deadline = time.monotonic() + timeout
     try:
         producer.partitions_for(topic)  # waits for the topic's metadata
         while queues:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise KafkaTimeoutError(f"{len(places)} of {len(messages)} events were acknowledged within {timeout:g} s")
             sent = [(partition, queue.popleft()) for partition, queue in queues.items()]
             futures = [_enqueue(producer, TopicPartition(topic, partition), batch, timestamp_ms) for partition, batch in sent]
             try:
-                producer.flush(timeout=timeout)
+                producer.flush(timeout=left)
             finally:
                 for (partition, batch), future in zip(sent, futures, strict=True):
                     if future.succeeded():

@@ -21,7 +21,10 @@ from inference.log.address import KafkaAddress
 THROTTLED = "throttled by broker"
 _MEANINGS = (
     (("no entra token",), "no token to log in with: give this workload an identity that can have one"),
-    (("saslauthenticationfailed", "authentication failed", "invalid credentials"), "the broker refused the credentials: check `log.auth`"),
+    (
+        ("saslauthenticationfailed", "authentication failed", "authentication error", "invalid credentials"),
+        "the broker refused the credentials: check `log.auth`",
+    ),
     (
         ("unsupportedsaslmechanism", "unsupported sasl", "does not support"),
         "no such mechanism there: the broker does not take this kind of `auth`",
@@ -51,7 +54,7 @@ _MEANINGS = (
     ),
     (("name or service", "nodename nor", "getaddrinfo", "name resolution", "dns"), "no such host: check the name in the address"),
     (
-        ("socket disconnected", "econnreset", "connection reset", "apiversions check"),
+        ("socket disconnected", "disconnected while", "econnreset", "connection reset", "apiversions check"),
         "the broker hung up: does that port want TLS (`tls: true`), a certificate of ours, `auth` or an older `api_version`?",
     ),
 )

@@ -55,15 +55,21 @@ class KafkaFeed:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
         )
-        with self._clients.translated():
+        try:
             # Before it joins: a leader that does not know the topic's partitions yet would hand out none.
-            found = self._consumer.partitions_for_topic(self._topic)
-        if not found:
-            raise LogUnavailable(f"{self._clients.address}: there is no topic {self._topic!r}; make it first, or name another")
+            self._clients.partitions(self._consumer)
+        except BaseException:
+            self._consumer.close(autocommit=False, timeout_ms=0)
+            raise
         self._consumer.subscribe([self._topic], listener=_Listener(self))
 
     def poll(self, limit: int, timeout: float) -> list[Record]:
         with self._clients.translated():
+            coordinator = self._consumer._coordinator
+            if coordinator.rejoining:
+                # A poll that ends before the group has answered leaves the joining to the next, which forgets it when it was the
+                # topic's metadata that began it: it would read on without a heartbeat until the group has given its partitions away.
+                coordinator.request_rejoin()
             # The group's callbacks run while this call waits, on the client's own thread.
             polled = self._consumer.poll(timeout_ms=int(timeout * 1000), max_records=limit)
             self._polled = time.monotonic()

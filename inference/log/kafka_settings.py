@@ -16,7 +16,6 @@ from kafka.errors import (
     MessageSizeTooLargeError,
     NodeNotReadyError,
     RecordListTooLargeError,
-    TopicAuthorizationFailedError,
 )
 from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
@@ -85,8 +84,6 @@ class KafkaClients:
                 asked = manager.cluster.add_topic(topic)
                 while not (found := manager.cluster.partitions_for_topic(topic)):
                     self._ask(manager, asked, deadline)
-                    if topic in manager.cluster.unauthorized_topics:
-                        raise TopicAuthorizationFailedError(topic)
                     # An answer may be one to a question from before: that did not name the topic.
                     asked = manager.cluster.request_update()
             except (TypeError, ValueError) as error:
@@ -206,13 +203,15 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python is
 
 
 class _Producer(KafkaProducer):  # type: ignore[misc]
-    """kafka-python's producer; it waits for long where a broker makes it wait, and not where there is none."""
+    """kafka-python's producer; it waits for long where a broker makes it wait, not where there is none, and it can be dropped."""
+
+    _dropped = False
 
     def flush(self, timeout: float | None = None) -> None:
         """As the library's, but a KafkaTimeoutError comes after 12 s without a connection, too."""
-        now = time.monotonic()
-        deadline, connected = now + (timeout or float("inf")), now
-        while True:
+        connected = now = time.monotonic()
+        deadline = now + (float("inf") if timeout is None else timeout)
+        while not self._dropped:
             try:
                 super().flush(min(_SLICE_SECONDS, max(0.0, deadline - now)))
                 return
@@ -222,6 +221,11 @@ class _Producer(KafkaProducer):  # type: ignore[misc]
                     connected = now
                 if now >= deadline or now - connected >= _AWAY_SECONDS:
                     raise
+
+    def drop(self) -> None:
+        """End at once, whatever is not acknowledged; the library's `close` would raise for it, and leave its thread and memory."""
+        self._dropped = True
+        self.close(timeout=0)
 
 
 def _settings(connection: Connection, address: KafkaAddress, tokens: EntraTokens | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A real Apache Kafka on this machine, one node on loopback, for tests and for trying driftloop out.
 
-    python infra/kafka/broker.py start [--port 9092] [--folder DIR] [--detach]
+    python infra/kafka/broker.py start [--port 9092] [--folder DIR] [--detach] [--properties FILE]
     python infra/kafka/broker.py stop [--folder DIR]
     python infra/kafka/broker.py fetch
 
@@ -156,7 +156,7 @@ def answers(port: int) -> bool:
 # Start and stop
 
 
-def start(folder: Path, port: int, detach: bool) -> int:
+def start(folder: Path, port: int, detach: bool, properties: Path | None) -> int:
     command = [
         java(),
         "-cp",
@@ -179,7 +179,8 @@ def start(folder: Path, port: int, detach: bool) -> int:
             raise BrokerError(f"port {port} is in use on {HOST}: stop what listens there, or choose another --port (0: any)")
         controller = next(number for number in chosen if number != port)
         settings = (HERE / "server.properties").read_text(encoding="utf-8")
-        settings += PORTS.format(host=HOST, port=port, controller=controller)
+        for lines in (PORTS, properties.read_text(encoding="utf-8") if properties else ""):
+            settings += "\n" + lines.format(host=HOST, port=port, controller=controller)
         (folder / "server.properties").write_text(settings, encoding="utf-8")
         if not (folder / "data" / "meta.properties").exists():
             cluster = base64.urlsafe_b64encode(b"d" + secrets.token_bytes(15)).decode().rstrip("=")  # Kafka forbids a "-" in front
@@ -266,6 +267,12 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     starting = commands.add_parser("start", help="start it, wait until it answers, and stay (Ctrl-C ends it)")
     starting.add_argument("--port", type=int, default=9092, help="default 9092; 0: any free one")
+    starting.add_argument(
+        "--properties",
+        type=Path,
+        metavar="FILE",
+        help="more lines for server.properties, which count more than ours; {host}, {port} and {controller} stand for what was chosen",
+    )
     starting.add_argument("--detach", action="store_true", help="return once it answers, and leave it running")
     stopping = commands.add_parser("stop", help="stop it, and wait until it has ended; the log stays")
     for command in (starting, stopping):
@@ -274,7 +281,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if options.command == "start":
-            return start(options.folder.resolve(), options.port, options.detach)
+            return start(options.folder.resolve(), options.port, options.detach, options.properties)
         if options.command == "stop":
             return stop(options.folder.resolve())
         java()
