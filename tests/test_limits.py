@@ -15,10 +15,11 @@ from pydantic import BaseModel
 
 from inference.errors import SettingsError, SnapshotError
 from inference.versions import Feature, Schema
-from streaming.core.limits import DetectorLimit, EvidentlyLimit, drift_began
+from streaming.core.limits import DetectorLimit, EvidentlyLimit
+from streaming.core.onset import drift_began
 from streaming.core.reference import prepare
 from streaming.core.statistics import ALLOWED_KINDS
-from streaming.core.window import CountWindow
+from streaming.core.window import CountWindow, Rows
 from streaming.detectors import Adwin, DetectorSpec, Kswin, PageHinkley
 from streaming.detectors.river import MAX_STATE
 
@@ -39,25 +40,36 @@ def sample(seed, rows, shift=0.0, spread=1.0, share=0.5):
 REFERENCE = prepare("default/m", "1", SCHEMA, sample(1, 1000))
 
 
+def as_rows(columns, reference=REFERENCE):
+    arrays = [column.array(columns[column.name]) for column in reference.columns]
+    return Rows.of(reference.columns, arrays, np.arange(len(arrays[0])), np.zeros(len(arrays[0])))
+
+
 def judged(limit, *stretches, size=200):
     """Feed the stretches in order through a window of `size` and judge at the end."""
     window, judge = CountWindow(size, size).build(REFERENCE.columns), limit.build(REFERENCE, size)
     for columns in stretches:
-        arrays = [column.array(columns[column.name]) for column in REFERENCE.columns]
-        rows = len(arrays[0])
-        for part, _ in window.extend(arrays, np.arange(rows), np.zeros(rows)):
-            judge.observe([cells[part] for cells in arrays])
+        rows, start = as_rows(columns), 0
+        while start < len(rows):
+            part = rows.part(start, start + window.until_due)
+            judge.observe(part)
+            window.put(part)
+            start += len(part)
     return *judge.judge(window), window
+
+
+def ranks(column, cells):
+    return column.ranks(column.codes(column.array(cells)))
 
 
 def test_ranks_are_the_middle_of_each_values_share_of_the_reference():
     small = prepare("default/m", "1", SCHEMA, {"x": [1, 2, 2, 4], "y": [0.0] * 4, "c": ["b", "a", "b", "c"], "prediction": ["1"] * 4})
     number, _, name, _ = small.columns
-    assert number.ranks(number.array([0.0, 1.0, 2.0, 3.0, 9.0, None, float("inf")])).tolist()[:5] == [0.0, 0.125, 0.5, 0.75, 1.0]
-    assert np.isnan(number.ranks(number.array([None]))[0])
+    assert ranks(number, [0.0, 1.0, 2.0, 3.0, 9.0, None, float("inf")]).tolist()[:5] == [0.0, 0.125, 0.5, 0.75, 1.0]
+    assert np.isnan(ranks(number, [None])[0])
     # Most frequent first, ties by name: b has half, then a and c a quarter each.
-    assert name.ranks(name.array(["b", "a", "c", "never seen"])).tolist() == [0.25, 0.625, 0.875, 1.0]
-    assert np.isnan(name.ranks(name.array([None]))[0])
+    assert ranks(name, ["b", "a", "c", "never seen"]).tolist() == [0.25, 0.625, 0.875, 1.0]
+    assert np.isnan(ranks(name, [None])[0])
 
 
 def test_any_column_over_breaches_and_the_findings_say_which():
@@ -207,13 +219,13 @@ def test_a_restored_judge_says_what_an_undisturbed_one_says(limit):
     breaches = 0
     for number in range(16):
         part = sample(number, 20, shift=3.0 * (number // 4 % 2))
-        arrays = [column.array(part[column.name]) for column in REFERENCE.columns]
-        list(window.extend(arrays, np.arange(20), np.zeros(20)))
+        rows = as_rows(part)
+        window.put(rows)
         anew = limit.build(REFERENCE, 60)
         assert anew.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(restarted.state()))) == ""
         restarted = anew
         for judge in (straight, restarted):
-            judge.observe(arrays)
+            judge.observe(rows)
         assert restarted.state() == straight.state()
         said = straight.judge(window)
         assert repr(restarted.judge(window)) == repr(said)
@@ -228,7 +240,7 @@ def test_a_broken_detector_stays_broken_and_is_not_asked_for_its_memory():
 
     limit = DetectorLimit("d", "broken", lambda seed, signals: Broken())
     judge, anew = limit.build(REFERENCE, 60), limit.build(REFERENCE, 60)
-    judge.observe([column.array(sample(1, 20)[column.name]) for column in REFERENCE.columns])
+    judge.observe(as_rows(sample(1, 20)))
     assert anew.restore(judge.state()) == ""
     assert anew.state() == judge.state()
     assert all("ZeroDivisionError" in broken for broken in anew.state()["broken"])
@@ -333,14 +345,14 @@ def test_a_panic_inside_river_is_a_finding_and_no_end_of_the_process():
     state = limit.build(REFERENCE, 60).state()
     head, _, pickled = river_state("adwin").partition(b"\n")
     chosen = random.Random(1)
-    columns = [column.array(sample(1, 60)[column.name]) for column in REFERENCE.columns]
+    rows = as_rows(sample(1, 60))
     for _ in range(500):
         damaged = bytearray(pickled)
         damaged[chosen.randrange(len(damaged))] = chosen.randrange(256)
         judge = limit.build(REFERENCE, 60)
         if judge.restore({**state, "detectors": [head + b"\n" + bytes(damaged)] * len(state["detectors"])}):
             continue
-        judge.observe(columns)
+        judge.observe(rows)
         if any("river panicked" in broken for broken in judge.state()["broken"]):
             return
     pytest.fail("no damage made river panic")

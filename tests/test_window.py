@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from inference.versions import Feature, Schema
 from streaming.core.reference import prepare
-from streaming.core.window import CountWindow
+from streaming.core.window import CountWindow, Rows
 
 SCHEMA = Schema((Feature("x", "numeric"), Feature("c", "categorical")), "numeric", "y")
 COLUMNS = prepare("default/m", "1", SCHEMA, {"x": [1.0], "c": ["a"], "prediction": [0.0]}).columns
@@ -17,7 +17,17 @@ COLUMNS = prepare("default/m", "1", SCHEMA, {"x": [1.0], "c": ["a"], "prediction
 def feed(window, start, count):
     numbers = np.arange(start, start + count, dtype=float)
     names = np.array([f"n{i}" for i in range(start, start + count)], dtype=object)
-    return window.extend([numbers, names, -numbers], np.arange(start, start + count), numbers / 10)
+    return extended(window, Rows.of(COLUMNS, [numbers, names, -numbers], np.arange(start, start + count), numbers / 10))
+
+
+def extended(window, rows):
+    """Put the rows in, stopping where a verdict falls due; after which of them, and whether one did."""
+    start = 0
+    while start < len(rows):
+        stop = min(len(rows), start + window.until_due)
+        window.put(rows.part(start, stop))
+        yield stop, window.due
+        start = stop
 
 
 @settings(deadline=None)
@@ -28,10 +38,9 @@ def test_any_cut_of_the_stream_gives_the_same_windows(size, data):
     window = CountWindow(size, slide).build(COLUMNS)
     seen, judged = 0, []
     for count in cuts:
-        for part, due in feed(window, seen, count):
-            assert part.stop > part.start
+        for stop, due in feed(window, seen, count):
             if due:
-                newest = seen + part.stop
+                newest = seen + stop
                 judged.append(newest)
                 assert window.values(0).tolist() == [float(i) for i in range(newest - size, newest)]
                 assert window.values(1).tolist() == [f"n{i}" for i in range(newest - size, newest)]
@@ -45,7 +54,8 @@ def test_any_cut_of_the_stream_gives_the_same_windows(size, data):
 
 def test_evidence_is_plain_values_with_none_for_missing():
     window = CountWindow(2, 1).build(COLUMNS)
-    list(window.extend([np.array([1.5, np.nan]), np.array(["a", None], dtype=object), np.array([0.0, 1.0])], np.array([0, 1]), np.zeros(2)))
+    cells = [np.array([1.5, np.nan]), np.array(["a", None], dtype=object), np.array([0.0, 1.0])]
+    window.put(Rows.of(COLUMNS, cells, [0, 1], [0.0, 0.0]))
     assert window.evidence() == {"x": (1.5, None), "c": ("a", None), "prediction": (0.0, 1.0)}
 
 
@@ -77,8 +87,8 @@ def test_a_window_that_is_restored_goes_on_as_if_nothing_had_been(size, cells, d
         told = []
         for window in (straight, restarted):
             due = [
-                (part.stop, due, repr(window.evidence()), window.span(3))
-                for part, due in window.extend([numbers, names, -numbers], places, numbers)
+                (stop, due, repr(window.evidence()), window.span(3), window.codes.tolist())
+                for stop, due in extended(window, Rows.of(COLUMNS, [numbers, names, -numbers], places, numbers))
             ]
             told.append((repr(due), window.rows, msgspec.msgpack.encode(window.state())))
         assert told[0] == told[1]
@@ -88,7 +98,7 @@ def test_a_window_that_is_restored_goes_on_as_if_nothing_had_been(size, cells, d
 def test_every_bit_of_a_number_is_kept():
     window = CountWindow(4, 1).build(COLUMNS)
     bits = np.array([0x8000000000000000, 0x7FF8000000000ABC, 0xFFF0000000000000, 1], dtype=np.uint64)
-    list(window.extend([bits.view(np.float64), np.array(["a"] * 4, dtype=object), np.zeros(4)], np.arange(4), np.zeros(4)))
+    window.put(Rows.of(COLUMNS, [bits.view(np.float64), np.array(["a"] * 4, dtype=object), np.zeros(4)], np.arange(4), np.zeros(4)))
     anew = CountWindow(4, 1).build(COLUMNS)
     anew.restore(window.state())
     assert anew.values(0).view(np.uint64).tolist() == bits.tolist()

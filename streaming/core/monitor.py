@@ -3,17 +3,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from itertools import compress
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel
 
 from inference.event import deterministic_id
 from streaming.core.governor import Governor
-from streaming.core.limits import Limit, drift_began
+from streaming.core.limits import Limit
+from streaming.core.onset import drift_began
 from streaming.core.reference import Reference
 from streaming.core.verdict import Span, Verdict
-from streaming.core.window import CountWindow
+from streaming.core.window import CountWindow, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +63,30 @@ class Monitor:
     ) -> Iterator[Verdict]:
         """Take rows (cells in the schema's order), their predictions, and where on the log each stands; yields verdicts
         as they fall due."""
-        cells = [*zip(*rows, strict=True), predictions]
-        columns = [column.array(values) for column, values in zip(self.reference.columns, cells, strict=True)]
-        for part, due in self._window.extend(columns, np.array(offsets, dtype=np.int64), np.array(times, dtype=np.float64)):
-            stretch = [values[part] for values in columns]
-            for _, judge in self._limits:
-                judge.observe(stretch)
-            if due:
-                yield self._judge()
+        columns = self.reference.columns
+        cells = [column.array(values) for column, values in zip(columns, [*zip(*rows, strict=True), predictions], strict=True)]
+        return self.take(Rows.of(columns, cells, offsets, times))
 
-    def _judge(self) -> Verdict:
+    def take(self, rows: Rows) -> Iterator[Verdict]:
+        """As `feed`, by column. A verdict falls due at each slide of a full window, and where a limit asks for one."""
+        start = 0
+        while start < len(rows):
+            stretch = rows.part(start, min(len(rows), start + self._window.until_due))
+            asked = [frozenset(judge.observe(stretch)) for _, judge in self._limits]
+            done = 0
+            for stop in sorted({len(stretch)}.union(*asked)):
+                self._window.put(stretch.part(done, stop))
+                done = stop
+                due = self._window.due
+                called = [due or stop in rows for rows in asked]
+                if any(called):
+                    yield self._judge(called)
+            start += done
+
+    def _judge(self, called: Sequence[bool]) -> Verdict:
+        """The verdict of the limits that are called upon: all of them at a slide, else those that asked for it."""
         findings, breached = [], []
-        for name, judge in self._limits:
+        for name, judge in compress(self._limits, called):
             found, over = judge.judge(self._window)
             findings += found
             if over:

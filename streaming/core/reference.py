@@ -13,17 +13,23 @@ from inference.versions import PREDICTION, Feature, Kind, Schema
 
 Floats = NDArray[np.float64]
 Values = NDArray[Any]
+Codes = NDArray[np.int32]
+"""Cells as whole numbers: where a value stands among the reference's different values (see `codes` of both columns)."""
 
 
 @dataclass(frozen=True, slots=True)
 class NumericColumn:
-    """A numeric column's reference: `values` finite and sorted, `rows` before missing ones were dropped."""
+    """A numeric column's reference: `values` finite and sorted, `rows` before missing ones were dropped.
+
+    `distinct` are its different values, `below` tells of each how many values are smaller, with their number at the end.
+    """
 
     name: str
     values: Floats
     rows: int
     std: float
     distinct: Floats
+    below: NDArray[np.int64]
 
     @property
     def kind(self) -> Kind:
@@ -43,28 +49,44 @@ class NumericColumn:
         known: Floats = window[np.isfinite(window)]
         return known
 
-    def ranks(self, window: Values) -> Floats:
+    @property
+    def missing(self) -> int:
+        """The code of a missing value, the largest there is."""
+        return 2 * len(self.distinct) + 1
+
+    def codes(self, window: Values) -> Codes:
+        """2 i + 1 for a value equal to the i-th different one, 2 i for one between its predecessor and it; infinities are at the ends."""
+        places = self.distinct.searchsorted(window)
+        codes = 2 * places
+        if len(self.distinct):
+            codes += self.distinct.take(places, mode="clip") == window
+        codes[np.isnan(window)] = self.missing
+        return codes.astype(np.int32)
+
+    def ranks(self, codes: Codes) -> Floats:
         """The mid-rank of each value in the reference, in [0, 1]; NaN where the value is missing.
 
         For a value drawn from the reference's distribution this is close to uniform, whatever its scale (probability
         integral transform); infinities rank as the ends.
         """
         if not self.n:
-            return np.full(len(window), np.nan)
-        low = np.searchsorted(self.values, window, side="left")
-        high = np.searchsorted(self.values, window, side="right")
-        ranks: Floats = np.where(np.isnan(window), np.nan, (low + high) / (2.0 * self.n))
+            return np.full(len(codes), np.nan)
+        places = codes >> 1
+        low = self.below.take(places, mode="clip")
+        high = np.where(codes & 1, self.below.take(places + 1, mode="clip"), low)
+        ranks: Floats = np.where(codes == self.missing, np.nan, (low + high) / (2.0 * self.n))
         return ranks
 
 
 @dataclass(frozen=True, slots=True)
 class CategoricalColumn:
-    """A categorical column's reference: how often each category occurs, missing ones left out."""
+    """A categorical column's reference: how often each category occurs, missing ones left out, most frequent first."""
 
     name: str
     counts: Mapping[str, int]
     rows: int
-    middles: Mapping[str, float]
+    middles: Floats
+    numbers: Mapping[str, int]
 
     @property
     def kind(self) -> Kind:
@@ -86,9 +108,19 @@ class CategoricalColumn:
         known: Values = window[np.array([value is not None for value in window], dtype=bool)]
         return known
 
-    def ranks(self, window: Values) -> Floats:
+    @property
+    def missing(self) -> int:
+        """The code of a missing value, the largest there is."""
+        return len(self.counts) + 1
+
+    def codes(self, window: Values) -> Codes:
+        """The number of each category, 0 for the most frequent; those never seen in the reference share the number behind the last."""
+        number, unseen, missing = self.numbers.get, len(self.counts), self.missing
+        return np.array([missing if value is None else number(value, unseen) for value in window.tolist()], dtype=np.int32)
+
+    def ranks(self, codes: Codes) -> Floats:
         """Each category's middle in the cumulated shares of the reference, most frequent first; 1 when never seen there."""
-        return np.array([np.nan if value is None else self.middles.get(value, 1.0) for value in window], dtype=np.float64)
+        return self.middles[codes]
 
 
 Column = NumericColumn | CategoricalColumn
@@ -96,33 +128,40 @@ Column = NumericColumn | CategoricalColumn
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What one version was trained on: its columns in the schema's order, the prediction last."""
+    """What one version was trained on: its columns in the schema's order, the prediction last.
+
+    `codes`: its rows as they were stored, in time order where the training data had one, by column.
+    """
 
     model: str
     version: str
     schema: Schema
     columns: tuple[Column, ...]
+    codes: Codes
 
 
 def prepare(model: str, version: str, schema: Schema, sample: Mapping[str, Sequence[Any]]) -> Reference:
     """A reference from columns of plain values (None or NaN = missing), as `Version.load_reference` gives them."""
     features = [*schema.features, Feature(PREDICTION, schema.prediction)]
-    return Reference(model, version, schema, tuple(_column(feature, sample[feature.name]) for feature in features))
+    prepared = [_column(feature, sample[feature.name]) for feature in features]
+    codes = np.array([column.codes(cells) for column, cells in prepared], dtype=np.int32)
+    return Reference(model, version, schema, tuple(column for column, _ in prepared), codes)
 
 
-def _column(feature: Feature, cells: Sequence[Any]) -> Column:
+def _column(feature: Feature, cells: Sequence[Any]) -> tuple[Column, Values]:
+    """The prepared column, and its cells as a window keeps them."""
     if feature.kind == "numeric":
-        values = np.array([np.nan if cell is None else float(cell) for cell in cells], dtype=np.float64)
-        values = np.sort(values[np.isfinite(values)])
+        stored = np.array([np.nan if cell is None else float(cell) for cell in cells], dtype=np.float64)
+        values = np.sort(stored[np.isfinite(stored)])
         # Evidently takes the population's standard deviation.
         std = float(np.std(values)) if len(values) else 0.0
-        return NumericColumn(feature.name, values, len(cells), std, np.unique(values))
-    counts = Counter(text for text in map(category, cells) if text is not None)
-    ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-    total = sum(ordered.values())
-    middles: dict[str, float] = {}
-    seen = 0
-    for name, count in ordered.items():
-        middles[name] = (seen + count / 2) / total
-        seen += count
-    return CategoricalColumn(feature.name, ordered, len(cells), middles)
+        distinct, counts = np.unique(values, return_counts=True)
+        below = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return NumericColumn(feature.name, values, len(cells), std, distinct, below), stored
+    names = [category(cell) for cell in cells]
+    ordered = dict(sorted(Counter(name for name in names if name is not None).items(), key=lambda item: (-item[1], item[0])))
+    shares = np.array([*ordered.values()], dtype=np.float64)
+    middles = (np.cumsum(shares) - shares / 2) / max(1.0, shares.sum())
+    numbers = {name: number for number, name in enumerate(ordered)}
+    column = CategoricalColumn(feature.name, ordered, len(cells), np.concatenate([middles, [1.0, np.nan]]), numbers)
+    return column, column.array(names)

@@ -42,14 +42,14 @@ ALLOWED_KINDS: dict[Test, tuple[Kind, ...]] = {
 P_VALUES: frozenset[Test] = frozenset({"ks", "chisquare", "z"})
 _BINNED_FROM = 20
 _FIRST = np.ones(1, dtype=bool)
-_FEW_VALUES = 5
+FEW_VALUES = 5
 _LARGE_REFERENCE = 1000
 
 
 def choose(column: Column, known: Values) -> Test:
     """Evidently's own choice of test for this reference and window (both without missing values)."""
     values = _distinct(column, known)
-    if isinstance(column, NumericColumn) and values > _FEW_VALUES:
+    if isinstance(column, NumericColumn) and values > FEW_VALUES:
         return "ks" if column.n <= _LARGE_REFERENCE else "wasserstein"
     if column.n > _LARGE_REFERENCE:
         return "jensenshannon"
@@ -83,12 +83,12 @@ def ks(column: Column, known: Values) -> float:
     np.not_equal(window[1:], window[:-1], out=last[:-1])
     last[-1] = True
     at, before = at[last], before[np.concatenate([_FIRST, last[:-1]])]
-    return _ks_p(n, m, int(max(at.max(), -at.min(), before.max(), -before.min())))
+    return ks_p(n, m, int(max(at.max(), -at.min(), before.max(), -before.min())))
 
 
 @lru_cache(maxsize=100_000)
-def _ks_p(n: int, m: int, height: int) -> float:
-    """The p-value of a statistic of height / lcm(n, m), asked of scipy with two samples built to have just that statistic."""
+def ks_p(n: int, m: int, height: int) -> float:
+    """The two-sided p-value of a statistic of height / lcm(n, m), asked of scipy with two samples built to have just that statistic."""
     step = lcm(n, m)
     first, second = _samples_with_height(n, m, height, step)
     with warnings.catch_warnings():
@@ -121,13 +121,21 @@ def _places(size: int) -> NDArray[np.int64]:
 def wasserstein(column: Column, known: Values) -> float:
     """First Wasserstein distance in standard deviations of the reference (population, at least 0.001)."""
     reference = _numeric(column)
-    window = np.sort(known)
-    together = np.concatenate([reference.values, window])
-    together.sort(kind="mergesort")
-    gaps = np.diff(together)
-    first = np.searchsorted(reference.values, together[:-1], side="right") / reference.n
-    second = np.searchsorted(window, together[:-1], side="right") / len(window)
-    return float(np.sum(np.abs(first - second) * gaps)) / max(reference.std, 0.001)
+    of_reference, of_window, widths = quantile_cells(reference.n, len(known))
+    gaps = np.abs(reference.values[of_reference] - np.sort(known)[of_window])
+    distance = gaps.mean() if widths is None else (gaps * widths).sum()
+    return float(distance) / max(reference.std, 0.001)
+
+
+@lru_cache(maxsize=64)
+def quantile_cells(first: int, second: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats | None]:
+    """Where the quantile functions of two samples are both constant: the place in each sorted sample, and the cell's share of [0, 1]
+    (None: all are equally wide). The first Wasserstein distance is the mean of the quantiles' differences."""
+    step = lcm(first, second)
+    edges = np.union1d(np.arange(first + 1) * (step // first), np.arange(second + 1) * (step // second))
+    starts, widths = edges[:-1], np.diff(edges)
+    even = bool((widths == widths[0]).all())
+    return starts // (step // first), starts // (step // second), None if even else widths / step
 
 
 def psi(column: Column, known: Values) -> float:
@@ -176,7 +184,7 @@ def _numeric(column: Column) -> NumericColumn:
 def _distinct(column: Column, known: Values) -> int:
     if isinstance(column, NumericColumn):
         # Enough to know "more than five": the window's own values are only looked through when the reference has few.
-        return len(column.distinct) if len(column.distinct) > _FEW_VALUES else len(np.union1d(column.distinct, known))
+        return len(column.distinct) if len(column.distinct) > FEW_VALUES else len(np.union1d(column.distinct, known))
     return len(column.counts.keys() | set(known))
 
 

@@ -20,7 +20,8 @@ class Span:
 class Finding:
     """One test of one feature: `score` (a p-value or a distance) against `threshold`; `over` tells whether it drifts.
 
-    `limit` names the limit that asked. `unknown` says why there is no score (then `score` is NaN and `over` False).
+    `limit` names the limit that asked. `unknown` says why there is no score (then `score` is NaN and `over` False). `signal` says
+    what of the feature was measured and which way it went, where the limit looks at more than one thing: "missing up".
     """
 
     limit: str
@@ -30,6 +31,7 @@ class Finding:
     threshold: float
     over: bool
     unknown: str = ""
+    signal: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The sliding count window: the newest `size` predictions by column, judged each `slide` of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,34 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, NonNegativeInt
 
-from streaming.core.reference import CategoricalColumn, Column, Values
+from streaming.core.reference import CategoricalColumn, Codes, Column, Floats, Values
 from streaming.core.verdict import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Predictions in arrival order, by column of the reference: cells as `Column.array` makes them, codes (columns x rows), and the
+    log offset and append time of each."""
+
+    cells: tuple[Values, ...]
+    codes: Codes
+    offsets: NDArray[np.int64]
+    times: Floats
+
+    @classmethod
+    def of(
+        cls, columns: Sequence[Column], cells: Sequence[Values], offsets: Sequence[int] | Values, times: Sequence[float] | Values
+    ) -> "Rows":
+        """From one array per column as `Column.array` makes them."""
+        codes = np.array([column.codes(values) for column, values in zip(columns, cells, strict=True)], dtype=np.int32)
+        return cls(tuple(cells), codes, np.asarray(offsets, dtype=np.int64), np.asarray(times, dtype=np.float64))
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def part(self, start: int, stop: int) -> "Rows":
+        place = slice(start, stop)
+        return Rows(tuple([cells[place] for cells in self.cells]), self.codes[:, place], self.offsets[place], self.times[place])
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,45 +74,49 @@ class SlidingWindow:
         self.rows = 0
         self._columns = tuple(columns)
         length = 2 * spec.size
+        self._codes: Codes = np.zeros((len(columns), length), dtype=np.int32)
         self._cells: list[Values] = [
             np.empty(length, dtype=object if isinstance(column, CategoricalColumn) else np.float64) for column in columns
         ]
         self._offsets: NDArray[np.int64] = np.zeros(length, dtype=np.int64)
-        self._times: NDArray[np.float64] = np.zeros(length, dtype=np.float64)
+        self._times: Floats = np.zeros(length, dtype=np.float64)
         self._end = 0
 
-    def extend(self, columns: Sequence[Values], offsets: Values, times: Values) -> Iterator[tuple[slice, bool]]:
-        """Add rows, one array per column as `Column.array` makes them, with the log offset and append time of each.
-
-        Yields the rows taken in, a stretch at a time, and whether the last of them completed a slide of a full window.
-        """
-        start, total = 0, len(offsets)
-        while start < total:
-            part = slice(start, min(total, start + self._until_due()))
-            self._put([cells[part] for cells in columns], offsets[part], times[part])
-            yield part, self.rows >= self.spec.size and (self.rows - self.spec.size) % self.spec.slide == 0
-            start = part.stop
-
-    def _until_due(self) -> int:
+    @property
+    def until_due(self) -> int:
+        """Rows until the next verdict falls due, at least 1."""
         if self.rows < self.spec.size:
             return self.spec.size - self.rows
         return self.spec.slide - (self.rows - self.spec.size) % self.spec.slide
 
-    def _put(self, columns: Sequence[Values], offsets: Values, times: Values) -> None:
-        size, count = self.spec.size, len(offsets)
+    @property
+    def due(self) -> bool:
+        """Whether the newest row completed a slide of a full window."""
+        return self.rows >= self.spec.size and (self.rows - self.spec.size) % self.spec.slide == 0
+
+    def put(self, rows: Rows) -> None:
+        """Add rows, at most as many as the window holds."""
+        size, count = self.spec.size, len(rows)
         if self._end + count > 2 * size:
             kept = min(size, self._end)
             for array in (*self._cells, self._offsets, self._times):
                 array[:kept] = array[self._end - kept : self._end].copy()
+            self._codes[:, :kept] = self._codes[:, self._end - kept : self._end].copy()
             self._end = kept
         place = slice(self._end, self._end + count)
-        for array, cells in zip((*self._cells, self._offsets, self._times), (*columns, offsets, times), strict=True):
+        for array, cells in zip((*self._cells, self._offsets, self._times), (*rows.cells, rows.offsets, rows.times), strict=True):
             array[place] = cells
+        self._codes[:, place] = rows.codes
         self._end += count
         self.rows += count
 
     def _view(self) -> slice:
         return slice(self._end - min(self.rows, self.spec.size), self._end)
+
+    @property
+    def codes(self) -> Codes:
+        """The window's codes, columns x rows, oldest first (a view: copy it to keep it)."""
+        return self._codes[:, self._view()]
 
     def values(self, index: int) -> Values:
         """The window's cells of one column, oldest first (a view: copy it to keep it)."""
@@ -115,6 +145,8 @@ class SlidingWindow:
         stored = [*known.cells, known.offsets, known.times]
         for array, cells in zip((*self._cells, self._offsets, self._times), stored, strict=True):
             array[:held] = _array(cells, array.dtype, held)
+        for codes, column, array in zip(self._codes, self._columns, self._cells, strict=True):
+            codes[:held] = column.codes(array[:held])
         self.rows, self._end = known.rows, held
 
     def evidence(self) -> dict[str, tuple[Any, ...]]:

@@ -1,0 +1,233 @@
+"""Limits for the CUSUM of ranks: in closed form from a budget of false alarms and a reference, without simulation.
+
+A statistic is a signal, a side (rise or fall) and an allowance k. Its limit is
+
+    h = (b(k, A) - 1.166) * (2 k / theta) * v * c
+
+- A = events per false alarm of this statistic alone, after the budget is shared between kinds of signals (`_SHARES`), their
+  signals and sides, and the allowances (`_ALLOWANCES`). The statistics of one signal alarm together so often that three count as
+  `_TOGETHER` (measured).
+- b solves ARL(b) = (exp(2 k b) - 2 k b - 1) / (2 k^2) = A (Siegmund 1985: a normal CUSUM, 1.166 = its overshoot).
+- theta > 0 is the signal's own exponent, E exp(theta (x - k)) = 1 (Cramer, Lundberg; Asmussen 2003): 2 k for a normal signal; it
+  takes skewness, rare categories and heavy tails in one stroke.
+- v = long-run variance / variance of the signal over the time-ordered reference (flat-top kernel, bandwidth as Politis 2003), at
+  least 1: 19 for an autoregression of 0.9.
+- c = what the error of v, estimated from this many rows, costs.
+
+What the reference's mean can't be known better than, N(0, v / rows), is paid for by a larger allowance: k + h / rows cancels its
+expected effect on the rate of false alarms just so.
+
+A reference in which a statistic runs up higher than the closed form lets it is one of another kind: periodic, or with regimes.
+There the limit is that excursion, extended to the budget's length by the normal law of a walk as long as the excursion took.
+"""
+
+from dataclasses import dataclass
+from math import log10, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import irfft, next_fast_len, rfft
+from scipy.special import ndtri
+
+from streaming.core.cusum.recursion import accumulate, blocks
+from streaming.core.cusum.signals import Kind, Law, Signal, Signals
+from streaming.core.reference import Codes, Floats
+
+_ALLOWANCES = (0.125, 0.25, 0.5)
+_PARTS = (0.2, 0.6, 0.2)
+"""The part of a signal's budget that each allowance has."""
+_PAIR_ALLOWANCES = (0.25, 0.5)
+_PAIR_PARTS = (0.5, 0.5)
+_SHARES: dict[Kind, float] = {"level": 0.5, "spread": 0.1, "category": 0.07, "rare": 0.03, "unseen": 0.1, "missing": 0.05, "pair": 0.15}
+_TOGETHER = 2.2 / 3.0
+_SAFETY = 1.3
+_OVERSHOOT = 1.166
+_ATOMS = 256
+_BANDWIDTH_OF_NOISE = 2.0
+_DEPENDENT = 1.1
+_STEEPEST = 50.0
+_LOWEST = 1.0
+_UNLIKELY = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """All statistics of a reference, each an entry of every array: which signal, +1 for a rise or -1 for a fall, what is taken from
+    each step, and the limit. The arrays of pairs are in units of the product."""
+
+    signals: Signals
+    signal: NDArray[np.int64]
+    side: Floats
+    allowance: Floats
+    limit: Floats
+
+    def steps(self, values: Floats) -> Floats:
+        """What each statistic takes of each row, rows x statistics, from the signals of `Signals.of`."""
+        steps = values.take(self.signal, axis=1)
+        steps *= self.side
+        steps -= self.allowance
+        return steps
+
+
+def calibrate(signals: Signals, codes: Codes, events: float) -> Statistics:
+    """Limits that give one false alarm in `events` rows; `codes` (columns x rows) is the reference in time order."""
+    values = signals.of(codes)
+    rows, singles = len(values), len(signals.singles)
+    every = [*signals.singles, *signals.pairs]
+    centre, scale = np.zeros(len(every)), np.ones(len(every))
+    if signals.pairs:
+        products = values[:, singles:]
+        centre[singles:] = products.mean(axis=0)
+        deviation = products.std(axis=0)
+        scale[singles:] = np.where(deviation > 1e-9, deviation, 1.0)
+        values = (values - centre) / scale
+    variance, bandwidth = _long_run(values)
+    signal, side, allowance, per_alarm = _statistics(every, events)
+    laws = [*signals.laws, *(_histogram(values[:, number]) for number in range(singles, len(every)))]
+    theta = _exponents(laws, signal, side, allowance)
+    stretch = np.minimum(2.0 * allowance / theta, _STEEPEST)
+    spread = variance[signal]
+    exponent = 2.0 * allowance * _siegmund(allowance, per_alarm)
+    limit = (exponent / (2.0 * allowance) - _OVERSHOOT) * stretch * spread * _unsure(exponent, bandwidth[signal], spread, rows)
+    limit = np.maximum(limit, _LOWEST)
+    allowance_and_error = allowance + limit / rows
+    # What happened in the reference itself.
+    steps = Statistics(signals, signal, side, allowance_and_error, limit)
+    highest, lasted = _excursions(steps, values)
+    allowed = _siegmund(allowance, _UNLIKELY * rows * len(signal)) * stretch * spread
+    limit = np.where(highest > allowed, np.maximum(limit, _extended(highest, lasted, spread, rows, per_alarm)), np.maximum(limit, highest))
+    taken = allowance_and_error * scale[signal] + side * centre[signal]
+    return Statistics(signals, signal, side, taken, limit * scale[signal])
+
+
+def _statistics(every: list[Signal], events: float) -> tuple[NDArray[np.int64], Floats, Floats, Floats]:
+    """Signal, side, allowance and events per false alarm of each statistic."""
+    sides = {kind: sum(1 + signal.both for signal in every if signal.kind == kind) for kind in _SHARES}
+    shared = sum(share for kind, share in _SHARES.items() if sides[kind])
+    made = []
+    for number, signal in enumerate(every):
+        allowances, parts = (_PAIR_ALLOWANCES, _PAIR_PARTS) if signal.kind == "pair" else (_ALLOWANCES, _PARTS)
+        of_one = _SHARES[signal.kind] / shared / sides[signal.kind]
+        for allowance, part in zip(allowances, parts, strict=True):
+            per_alarm = events * _SAFETY * _TOGETHER / (of_one * part)
+            made += [(number, side, allowance, per_alarm) for side in ((1.0, -1.0) if signal.both else (1.0,))]
+    table = np.array(made, dtype=np.float64).T
+    return table[0].astype(np.int64), table[1], table[2], table[3]
+
+
+def _siegmund(allowance: Floats, per_alarm: Floats | float) -> Floats:
+    """b of (exp(2 k b) - 2 k b - 1) / (2 k^2) = A, by Newton's method on the exponent."""
+    wanted = 2.0 * allowance**2 * per_alarm
+    exponent = np.log(wanted + 1.0)
+    for _ in range(50):
+        exponent -= (np.exp(exponent) - exponent - 1.0 - wanted) / (np.exp(exponent) - 1.0)
+    b: Floats = exponent / (2.0 * allowance)
+    return b
+
+
+def _histogram(values: Floats) -> Law:
+    """A sample as a law of few values: the mean of each bin and its share."""
+    counts, edges = np.histogram(values, bins=_ATOMS)
+    sums, _ = np.histogram(values, bins=edges, weights=values)
+    held = counts > 0
+    return Law(sums[held] / counts[held], counts[held] / len(values))
+
+
+def _few(law: Law) -> Law:
+    if len(law.values) <= _ATOMS:
+        return law
+    counts, edges = np.histogram(law.values, bins=_ATOMS, weights=law.shares)
+    sums, _ = np.histogram(law.values, bins=edges, weights=law.values * law.shares)
+    held = counts > 0
+    return Law(sums[held] / counts[held], counts[held])
+
+
+def _exponents(laws: list[Law], signal: NDArray[np.int64], side: Floats, allowance: Floats) -> Floats:
+    """theta > 0 with E exp(theta (x - k)) = 1 of each statistic; a large number where the signal cannot exceed k."""
+    few = [_few(law) for law in laws]
+    values = np.zeros((len(laws), _ATOMS))
+    shares = np.zeros((len(laws), _ATOMS))
+    for number, law in enumerate(few):
+        values[number, : len(law.values)] = law.values
+        shares[number, : len(law.shares)] = law.shares
+    steps = values[signal] * side[:, None] - allowance[:, None]
+    weights = shares[signal]
+    highest = np.where(weights > 0, steps, -np.inf).max(axis=1)
+    # Between these two: E exp is below 1 at the one and above 1 at the other.
+    low, high = np.zeros(len(signal)), np.full(len(signal), 64.0)
+    for _ in range(48):
+        middle = (low + high) / 2.0
+        # In logarithms: a rare value far out would overflow.
+        grown = steps * middle[:, None]
+        top = grown.max(axis=1, initial=0.0, where=weights > 0)
+        mean = np.log((weights * np.exp(grown - top[:, None])).sum(axis=1)) + top
+        over = mean > 0.0
+        high = np.where(over, middle, high)
+        low = np.where(over, low, middle)
+    theta: Floats = np.where(highest > 0, high, 64.0)
+    return theta
+
+
+def _unsure(exponent: Floats, bandwidth: Floats, spread: Floats, rows: int) -> Floats:
+    """By how much a limit grows because v is known with a relative variance of 4/3 * 2 bandwidth / rows only.
+
+    With a normal error d of v the rate of false alarms is exp(-a (1 - d)), on average exp(-a + a^2 r / 2): the a that gives the
+    wanted exponent again solves a - a^2 r / 2 = exponent.
+    """
+    relative = np.where(spread > _DEPENDENT, 4.0 / 3.0 * 2.0 * bandwidth / rows, 0.0)
+    root = np.sqrt(np.maximum(1.0 - 2.0 * exponent * relative, 0.0))
+    grown: Floats = np.where(relative > 0, (1.0 - root) / np.where(relative > 0, exponent * relative, 1.0), 1.0)
+    return grown
+
+
+def _excursions(statistics: Statistics, values: Floats) -> tuple[Floats, Floats]:
+    """How high each statistic gets over the reference, and how many rows it took from 0 to there."""
+    count = len(statistics.signal)
+    state, highest = np.zeros(count), np.zeros(count)
+    left, lasted = np.zeros(count), np.ones(count)
+    for start, stop in blocks(len(values)):
+        steps = statistics.steps(values[start:stop])
+        accumulate(steps, state)
+        state = steps[-1].copy()
+        for row, reached in enumerate(steps, start + 1):
+            higher = reached > highest
+            if higher.any():
+                lasted[higher] = row - left[higher]
+                highest[higher] = reached[higher]
+            left[reached == 0.0] = row
+    return highest, lasted
+
+
+def _extended(highest: Floats, lasted: Floats, spread: Floats, rows: int, per_alarm: Floats) -> Floats:
+    """The excursion that is as rare in `per_alarm` rows as the highest was in these rows."""
+    seen = np.minimum(0.5, lasted / rows)
+    wanted = np.minimum(seen, lasted / per_alarm)
+    extended: Floats = highest + (ndtri(seen) - ndtri(wanted)) * np.sqrt(lasted * spread)
+    return extended
+
+
+def _long_run(values: Floats) -> tuple[Floats, Floats]:
+    """Long-run variance / variance of each signal, and the kernel's bandwidth in rows; 1 and 0 for a constant one."""
+    rows, count = values.shape
+    ratio, bandwidth = np.ones(count), np.zeros(count)
+    if rows < 8:
+        return ratio, bandwidth
+    length = next_fast_len(2 * rows)
+    lags = max(4, rows // 4)
+    noise = _BANDWIDTH_OF_NOISE * sqrt(log10(rows) / rows)
+    quiet = max(5, int(sqrt(log10(rows))))
+    for start in range(0, count, 32):
+        part = values[:, start : start + 32]
+        spectrum = rfft(part - part.mean(axis=0), length, axis=0)
+        moments = irfft(spectrum * spectrum.conj(), length, axis=0)[:lags]
+        for place in range(part.shape[1]):
+            if moments[0, place] <= 1e-9 * rows:
+                continue
+            correlation = moments[1:, place] / moments[0, place]
+            calm = np.convolve(np.abs(correlation) < noise, np.ones(quiet), "valid") == quiet
+            first = int(calm.argmax()) if calm.any() else len(calm)
+            width = min(2 * max(first, 1), len(correlation))
+            taper = np.minimum(1.0, 2.0 * (1.0 - np.arange(1, width + 1) / width))
+            ratio[start + place] = max(1.0, 1.0 + 2.0 * float(taper @ correlation[:width]))
+            bandwidth[start + place] = width
+    return ratio, bandwidth

@@ -1,0 +1,168 @@
+"""A budget of false alarms: the default limit, kept by a CUSUM of ranks that judges after every prediction."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from streaming.core.cusum.calibration import calibrate
+from streaming.core.cusum.recursion import accumulate, blocks
+from streaming.core.cusum.signals import Signals
+from streaming.core.limits.seam import chosen_columns
+from streaming.core.reference import Floats, Reference
+from streaming.core.verdict import Finding
+from streaming.core.window import Rows, SlidingWindow
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetLimit:
+    """One false alarm in `events` predictions of a model whose data do not change, over all columns, pairs and looks together.
+
+    `columns` None: every column, the prediction among them. An alarm counts until the window's size of predictions has passed
+    without another of the same column or pair.
+    """
+
+    name: str
+    events: float = 100_000.0
+    columns: tuple[str, ...] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return repr(("budget", self.name, self.events, self.columns))
+
+    def build(self, reference: Reference, size: int) -> "BudgetJudge":
+        chosen = chosen_columns(self.name, reference, self.columns, lambda column: column.rows > 0)
+        return BudgetJudge(self, reference, [number for number, _ in chosen], size)
+
+
+class _State(BaseModel):
+    rows: int
+    statistics: bytes
+    alarms: dict[str, tuple[int, float, int]]
+
+
+class _Alarm(NamedTuple):
+    """After which row a part alarmed last, the statistic in units of its limit, and which statistic."""
+
+    row: int
+    score: float
+    statistic: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """All statistics after a row in units of their limits, and the last alarm of each part so far."""
+
+    scores: Floats
+    alarms: Mapping[int, _Alarm]
+
+
+class BudgetJudge:
+    """The statistics of one version. A part is a column or a pair of them: what can be over the limit, and has a finding.
+
+    A statistic that reaches its limit starts anew at 0. A verdict is asked for when a part comes to alarm, not while it goes on.
+    """
+
+    def __init__(self, limit: BudgetLimit, reference: Reference, columns: Sequence[int], size: int) -> None:
+        self._limit = limit
+        self._size = size
+        self._columns = np.array(columns)
+        self._signals = Signals([reference.columns[number] for number in columns])
+        self._statistics = calibrate(self._signals, reference.codes[self._columns], limit.events)
+        self._every = [*self._signals.singles, *self._signals.pairs]
+        parts = list(dict.fromkeys(signal.columns for signal in self._every))
+        self._names = [", ".join(reference.columns[columns[number]].name for number in part) for part in parts]
+        self._single = sum(len(part) == 1 for part in parts)
+        numbers = {part: number for number, part in enumerate(parts)}
+        self._part: NDArray[np.int64] = np.array([numbers[signal.columns] for signal in self._every])[self._statistics.signal]
+        # By part, so that the highest of each is one pass.
+        self._order = np.argsort(self._part, kind="stable")
+        self._starts = np.searchsorted(self._part[self._order], np.arange(len(parts)))
+        self._at = np.zeros(len(self._part))
+        self._rows = 0
+        self._alarms: dict[int, _Alarm] = {}
+        self._asked: dict[int, _Standing] = {}
+
+    def observe(self, rows: Rows) -> Sequence[int]:
+        self._asked.clear()
+        before, codes = self._rows, rows.codes[self._columns]
+        for start, stop in blocks(len(rows)):
+            self._take(self._signals.of(codes[:, start:stop]))
+        return [row - before for row in self._asked]
+
+    def _take(self, values: Floats) -> None:
+        limit = self._statistics.limit
+        after = self._statistics.steps(values)
+        accumulate(after, self._at)
+        over = (after >= limit).any(axis=1)
+        if over.any():
+            steps = self._statistics.steps(values)
+            while over.any():
+                row = int(over.argmax())
+                alarming = np.flatnonzero(after[row] >= limit)
+                self._alarm(self._rows + row + 1, after[row] / limit, alarming)
+                anew = steps[row + 1 :, alarming]
+                accumulate(anew, np.zeros(len(alarming)))
+                after[row, alarming] = 0.0
+                after[row + 1 :, alarming] = anew
+                over = (after >= limit).any(axis=1)
+        self._at = after[-1].copy()
+        self._rows += len(values)
+
+    def _alarm(self, row: int, scores: Floats, alarming: NDArray[np.int64]) -> None:
+        """Remember the alarms of these statistics; ask for a verdict if one of their parts was not over."""
+        comes = False
+        for statistic in alarming[np.argsort(scores[alarming])].tolist():
+            part = int(self._part[statistic])
+            comes = comes or not self._is_over(self._alarms.get(part), row)
+            self._alarms[part] = _Alarm(row, float(scores[statistic]), statistic)
+        if comes:
+            self._asked[row] = _Standing(scores, dict(self._alarms))
+
+    def _is_over(self, alarm: _Alarm | None, row: int) -> bool:
+        return alarm is not None and alarm.row > row - self._size
+
+    def judge(self, window: SlidingWindow) -> tuple[list[Finding], bool]:
+        row = window.rows
+        standing = self._asked.get(row) or _Standing(self._at / self._statistics.limit, self._alarms)
+        ordered = standing.scores[self._order]
+        highest = np.maximum.reduceat(ordered, self._starts)
+        over = [part for part, alarm in standing.alarms.items() if self._is_over(alarm, row)]
+        shown = {*range(self._single), *over}
+        if self._single < len(highest):
+            shown.add(self._single + int(highest[self._single :].argmax()))
+        findings = []
+        for part in sorted(shown):
+            if part in over:
+                _, score, statistic = standing.alarms[part]
+            else:
+                score = float(highest[part])
+                stop = self._starts[part + 1] if part + 1 < len(self._starts) else len(ordered)
+                statistic = int(self._order[self._starts[part] + int(ordered[self._starts[part] : stop].argmax())])
+            findings.append(Finding(self._limit.name, self._names[part], "cusum", score, 1.0, part in over, signal=self._told(statistic)))
+        return findings, bool(over)
+
+    def _told(self, statistic: int) -> str:
+        signal = self._every[self._statistics.signal[statistic]]
+        kind = f"category {signal.category!r}" if signal.kind == "category" else signal.kind
+        return f"{kind} {'up' if self._statistics.side[statistic] > 0 else 'down'}"
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "rows": self._rows,
+            "statistics": self._at.astype("<f8").tobytes(),
+            "alarms": {str(part): list(alarm) for part, alarm in self._alarms.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> str:
+        known = _State.model_validate(state)
+        at = np.frombuffer(known.statistics, "<f8").astype(np.float64)
+        alarms = {int(part): _Alarm(*alarm) for part, alarm in known.alarms.items()}
+        parts, count = range(len(self._names)), range(len(self._at))
+        if len(at) != len(self._at) or any(part not in parts or alarm.statistic not in count for part, alarm in alarms.items()):
+            raise ValueError(f"a memory of {len(at)} statistics for {len(self._at)}")
+        self._rows, self._at, self._alarms = known.rows, at, alarms
+        return ""
