@@ -4,12 +4,12 @@ import fcntl
 import gc
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from inference.errors import ServiceError
+from inference.errors import ServiceError, SettingsError
 from inference.event import Event
 from inference.log import Feed, open_feed, open_log
 from inference.log.address import is_remote
@@ -24,7 +24,7 @@ from streaming.actions.webhook import Webhook
 from streaming.actions.worker import Worker
 from streaming.core.fleet import Fleet
 from streaming.core.governor import Governor
-from streaming.core.limits import DetectorLimit, EvidentlyLimit, Limit
+from streaming.core.limits import BudgetLimit, DetectorLimit, EvidentlyLimit, Limit
 from streaming.core.monitor import MonitorSpec
 from streaming.core.reference import Reference, prepare
 from streaming.core.window import CountWindow
@@ -33,8 +33,10 @@ from streaming.journal import Journal
 from streaming.replay import Replay
 from streaming.report import POLICY as REPORT_POLICY
 from streaming.report import RenderReport
-from streaming.settings import DetectorLimitSettings, EvidentlyLimitSettings, ModelSettings, Settings
+from streaming.settings import LimitSettings, ModelSettings, Settings, load_settings
 from streaming.snapshots import SnapshotStore
+from streaming.table_replay import DEFAULT_SPEC, TableReplay
+from streaming.tables import read_tables
 from streaming.watch import Watch
 
 
@@ -113,6 +115,28 @@ def open_replay(settings: Settings, from_log: str | None) -> Replay:
     return Replay(open_log(from_log or settings.log, must_exist=True), build_fleet(settings))
 
 
+def open_table(
+    table: Path,
+    reference: Path,
+    *,
+    time: str | None = None,
+    ignore: Sequence[str] = (),
+    config: Path | None = None,
+    keep_reference: bool = False,
+) -> TableReplay:
+    """`driftloop replay --table`: the rows of a file against those of another, as the configuration's only model is watched, or by default."""
+    tables = read_tables(table, reference, time=time, ignore=ignore)
+    spec = DEFAULT_SPEC
+    if config is not None:
+        models = load_settings(config, alerts=False, gateway=False).models
+        if len(models) != 1:
+            raise SettingsError([f"{config}: --table needs a configuration of one model, not of {', '.join(models)}"])
+        spec = monitor_spec(next(iter(models.values())))
+        if time is None and any(isinstance(limit, BudgetLimit) and limit.seconds is not None for limit in spec.limits):
+            raise SettingsError([f"{config}: a budget in time needs the rows' times: name their column with --time"])
+    return TableReplay(tables, spec, keep_reference)
+
+
 def handlers(settings: Settings, runner: Runner, publish: Callable[[Event], None]) -> dict[str, Handler]:
     """Who performs which kind of entry."""
     max_run = max((model.governor.max_run for model in settings.models.values()), default=3600.0)
@@ -162,8 +186,10 @@ def monitor_spec(settings: ModelSettings) -> MonitorSpec:
     )
 
 
-def _limit(settings: EvidentlyLimitSettings | DetectorLimitSettings) -> Limit:
-    if isinstance(settings, DetectorLimitSettings):
+def _limit(settings: LimitSettings) -> Limit:
+    if settings.kind == "budget":
+        return BudgetLimit(settings.label, settings.false_alarms.events, settings.false_alarms.seconds, settings.columns)
+    if settings.kind == "detector":
         detector = settings.detector
         return DetectorLimit(settings.label, detector.kind, detector.build, settings.columns, detector.settings)
     share = None if settings.drifting == "any" else settings.drifting

@@ -74,9 +74,18 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("--config", type=Path, default=Path("driftloop.yaml"), metavar="FILE", help="default: %(default)s")
 
     replay = _command(commands, "replay", _replay, "what the watcher said, or would have said, of a log; performs nothing", extra="watch")
-    replay.add_argument("--config", type=Path, default=Path("driftloop.yaml"), metavar="FILE", help="default: %(default)s")
+    replay.add_argument(
+        "--config", type=Path, metavar="FILE", help="default: driftloop.yaml; with --table: a budget of 1 false alarm per 100,000 rows"
+    )
     replay.add_argument("--from-log", metavar="PATH|URL", help="an embedded log or kafka://HOST:PORT/TOPIC (default: the configured one)")
     replay.add_argument("--json", action="store_true", help="one JSON object per outcome, and their sum as the last line")
+    replay.add_argument("--table", type=Path, metavar="FILE", help="judge the rows of a CSV or Parquet file instead; needs --reference")
+    replay.add_argument("--reference", type=Path, metavar="FILE", help="with --table: rows of a time when all was well")
+    replay.add_argument("--time", metavar="COLUMN", help="with --table: when each row was")
+    replay.add_argument("--ignore", action="append", nargs="+", default=[], metavar="COLUMN", help="with --table: columns to leave out")
+    replay.add_argument(
+        "--keep-reference", action="store_true", help="with --table: do not take the rows after an alarm as the new reference"
+    )
 
     pipeline = commands.add_parser("pipeline", help="the retraining pipeline").add_subparsers(metavar="COMMAND", required=True)
     compiled = _command(pipeline, "compile", _compile, "write the pipeline's YAML for Kubeflow Pipelines", extra="pipeline")
@@ -163,20 +172,54 @@ def _watch(options: argparse.Namespace) -> int:
     from streaming.assemble import run_watch
     from streaming.settings import load_settings
 
-    run_watch(load_settings(options.config))
+    run_watch(load_settings(options.config, gateway=False))
     return 0
 
 
 def _replay(options: argparse.Namespace) -> int:
+    if options.table is not None:
+        return _replay_table(options)
     from streaming.assemble import open_replay
     from streaming.replay import as_line, as_text
     from streaming.settings import load_settings
 
-    replay = open_replay(load_settings(options.config, alerts=False), options.from_log)
+    of_tables = [name for name in ("reference", "time", "ignore", "keep_reference") if getattr(options, name)]
+    if of_tables:
+        raise _wrong_options(f"--{of_tables[0].replace('_', '-')} is for --table FILE")
+    settings = load_settings(options.config or Path("driftloop.yaml"), alerts=False, gateway=False)
+    replay = open_replay(settings, options.from_log)
     for outcome in replay:
         sys.stdout.write((as_line(outcome) if options.json else as_text(outcome)) + "\n")
     sys.stdout.write((json.dumps(replay.summary()) if options.json else replay.summary_text()) + "\n")
     return 0
+
+
+def _replay_table(options: argparse.Namespace) -> int:
+    from streaming.assemble import open_table
+    from streaming.table_replay import as_text
+
+    if options.reference is None or options.from_log:
+        raise _wrong_options("--table needs --reference FILE" if options.reference is None else "--table or --from-log, not both")
+    ignore = [name for names in options.ignore for name in names]
+    replay = open_table(
+        options.table,
+        options.reference,
+        time=options.time,
+        ignore=ignore,
+        config=options.config,
+        keep_reference=options.keep_reference,
+    )
+    for alarm in replay:
+        if not options.json:
+            sys.stdout.write(f"{as_text(alarm)}\n")
+    sys.stdout.write((json.dumps(replay.summary()) if options.json else replay.summary_text()) + "\n")
+    return 0
+
+
+def _wrong_options(problem: str) -> Exception:
+    from inference.errors import SettingsError
+
+    return SettingsError([problem])
 
 
 def _compile(options: argparse.Namespace) -> int:

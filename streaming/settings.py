@@ -7,6 +7,7 @@ secret needs to stand in the file.
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -97,7 +98,53 @@ class DetectorLimitSettings(_Frozen):
         return self.name or self.detector.kind
 
 
-LimitSettings = Annotated[EvidentlyLimitSettings | DetectorLimitSettings, Field(discriminator="kind")]
+_BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s+per\s+(?:(\d+(?:\.\d+)?)\s*(k|M)?\s*events|(\d+(?:\.\d+)?\s*(?:s|m|h|d)))\s*")
+_THOUSANDS = {None: 1.0, "k": 1e3, "M": 1e6}
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    """Quiet traffic between two false alarms, on average: so many events, or so many seconds of log time (the other is None)."""
+
+    events: float | None
+    seconds: float | None
+
+    @classmethod
+    def parse(cls, value: object) -> object:
+        """From a text such as "1 per 30d" or "1 per 100k events"."""
+        if not isinstance(value, str):
+            return value
+        match = _BUDGET.fullmatch(value)
+        count = float(match[1]) if match else 0.0
+        if not match or not count:
+            raise ValueError(f"{value!r} is no budget; write for example '1 per 30d' or '1 per 100k events'")
+        if match[2] is None:
+            return cls(None, float(str(seconds(match[4]))) / count)
+        return cls(float(match[2]) * _THOUSANDS[match[3]] / count, None)
+
+
+class BudgetLimitSettings(_Frozen):
+    """A budget of false alarms over all columns together, kept by a CUSUM of ranks that judges after each prediction."""
+
+    kind: Literal["budget"] = "budget"
+    name: str = ""
+    false_alarms: Annotated[FalseAlarms, BeforeValidator(FalseAlarms.parse)] = FalseAlarms(None, 30 * 86400.0)
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.false_alarms.events is not None and self.false_alarms.events < 1000:
+            raise ValueError(f"false_alarms: at least 1000 events per false alarm, not {self.false_alarms.events:g}")
+        if self.false_alarms.seconds is not None and self.false_alarms.seconds < 60:
+            raise ValueError(f"false_alarms: at least a minute per false alarm, not {self.false_alarms.seconds:g}s")
+        return self
+
+    @property
+    def label(self) -> str:
+        return self.name or "budget"
+
+
+LimitSettings = Annotated[BudgetLimitSettings | EvidentlyLimitSettings | DetectorLimitSettings, Field(discriminator="kind")]
 
 
 class GovernorSettings(_Frozen):
@@ -135,7 +182,7 @@ class ModelSettings(_Frozen):
     """How one model is watched, and retrained (`retraining: null` only alerts)."""
 
     window: WindowSettings = WindowSettings()
-    limits: tuple[LimitSettings, ...] = Field(min_length=1)
+    limits: tuple[LimitSettings, ...] = Field(default=(BudgetLimitSettings(),), min_length=1)
     governor: GovernorSettings = GovernorSettings()
     retraining: RetrainingSettings | None = RetrainingSettings()
 

@@ -139,3 +139,35 @@ def test_the_file_that_init_writes_has_no_errors(tmp_path):
     uncommented = load_settings(path, {"SLACK_WEBHOOK": "https://hooks.example/x", "HOSTNAME": "watcher-0", "GATEWAY_TOKEN": "long-enough"})
     assert uncommented.alerts.webhook is not None
     assert (uncommented.watch.member, uncommented.watch.snapshots) == ("watcher-0", "abfs://CONTAINER/driftloop")
+
+
+@pytest.mark.parametrize(
+    ("text", "events", "seconds"),
+    [
+        ("1 per 30d", None, 30 * 86400.0),
+        ("2 per 1d", None, 43200.0),
+        ("1 per 100000 events", 100_000.0, None),
+        ("1 per 100k events", 100_000.0, None),
+        ("4 per 1M events", 250_000.0, None),
+    ],
+)
+def test_a_budget_of_false_alarms_is_read(tmp_path, text, events, seconds):
+    path = tmp_path / "driftloop.yaml"
+    path.write_text(f"models:\n  default/m:\n    limits:\n      - {{kind: budget, false_alarms: {text}}}\n")
+    (limit,) = load_settings(path).models["default/m"].limits
+    assert (limit.false_alarms.events, limit.false_alarms.seconds) == (events, seconds)
+
+
+@pytest.mark.parametrize("text", ["never", "1 per", "0 per 30d", "1 per 30", "1 per 10 events", "100 per 1m"])
+def test_what_is_no_budget_is_refused_with_its_line(tmp_path, text):
+    path = tmp_path / "driftloop.yaml"
+    path.write_text(f"models:\n  default/m:\n    limits:\n      - kind: budget\n        false_alarms: {text}\n")
+    with pytest.raises(SettingsError, match=r"driftloop\.yaml:[345]: .*false_alarms|budget"):
+        load_settings(path)
+
+
+def test_a_model_without_limits_has_a_budget_of_one_false_alarm_in_30_days(tmp_path):
+    path = tmp_path / "driftloop.yaml"
+    path.write_text("models:\n  default/m: {}\n")
+    (limit,) = load_settings(path).models["default/m"].limits
+    assert (limit.kind, limit.false_alarms.seconds) == ("budget", 30 * 86400.0)

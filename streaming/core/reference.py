@@ -140,15 +140,18 @@ class Reference:
     codes: Codes
 
 
-def prepare(model: str, version: str, schema: Schema, sample: Mapping[str, Sequence[Any]]) -> Reference:
-    """A reference from columns of plain values (None or NaN = missing), as `Version.load_reference` gives them."""
-    features = [*schema.features, Feature(PREDICTION, schema.prediction)]
+def prepare(model: str, version: str, schema: Schema, sample: Mapping[str, Sequence[Any] | Values]) -> Reference:
+    """A reference from columns of plain values (None or NaN = missing), as `Version.load_reference` gives them.
+
+    A sample without the prediction's column gives a reference of the features alone.
+    """
+    features = [*schema.features, *([Feature(PREDICTION, schema.prediction)] if PREDICTION in sample else [])]
     prepared = [_column(feature, sample[feature.name]) for feature in features]
     codes = np.array([column.codes(cells) for column, cells in prepared], dtype=np.int32)
     return Reference(model, version, schema, tuple(column for column, _ in prepared), codes)
 
 
-def _column(feature: Feature, cells: Sequence[Any]) -> tuple[Column, Values]:
+def _column(feature: Feature, cells: Sequence[Any] | Values) -> tuple[Column, Values]:
     """The prepared column, and its cells as a window keeps them."""
     if feature.kind == "numeric":
         stored = np.array([np.nan if cell is None else float(cell) for cell in cells], dtype=np.float64)

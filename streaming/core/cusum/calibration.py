@@ -12,17 +12,20 @@ A statistic is a signal, a side (rise or fall) and an allowance k. Its limit is
   takes skewness, rare categories and heavy tails in one stroke.
 - v = long-run variance / variance of the signal over the time-ordered reference (flat-top kernel, bandwidth as Politis 2003), at
   least 1: 19 for an autoregression of 0.9.
-- c = what the error of v, estimated from this many rows, costs.
+- c = what it costs that the variance is estimated from so many rows, and the kernel's long-run variance all the more.
 
 What the reference's mean can't be known better than, N(0, v / rows), is paid for by a larger allowance: k + h / rows cancels its
 expected effect on the rate of false alarms just so.
 
-A reference in which a statistic runs up higher than the closed form lets it is one of another kind: periodic, or with regimes.
-There the limit is that excursion, extended to the budget's length by the normal law of a walk as long as the excursion took.
+A signal with a cycle (lines in its spectrum) gets a part of k for the cycle, the rest for the noise around it: its limit is the
+height to which the cycle alone takes the recursion, and the closed form's for the noise, the best of three parts.
+
+A reference in which a statistic runs up higher than all this lets it is one of another kind, with regimes for example. There the
+limit is that excursion, extended to the budget's length by the normal law of a walk as long as the excursion took.
 """
 
 from dataclasses import dataclass
-from math import log10, sqrt
+from math import log, log10, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +51,10 @@ _DEPENDENT = 1.1
 _STEEPEST = 50.0
 _LOWEST = 1.0
 _UNLIKELY = 20.0
+_CYCLE_PARTS = (0.25, 0.5, 0.75)
+_ROWS_FOR_CYCLES = 200
+_NEIGHBOURS = 32
+_LINE_BY_CHANCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +88,59 @@ def calibrate(signals: Signals, codes: Codes, events: float) -> Statistics:
         deviation = products.std(axis=0)
         scale[singles:] = np.where(deviation > 1e-9, deviation, 1.0)
         values = (values - centre) / scale
-    variance, bandwidth = _long_run(values)
+    cycles = _cycles(values)
+    variance, bandwidth = _long_run(values - cycles)
     signal, side, allowance, per_alarm = _statistics(every, events)
     laws = [*signals.laws, *(_histogram(values[:, number]) for number in range(singles, len(every)))]
+    known = _Known(laws, variance, bandwidth, rows)
     theta = _exponents(laws, signal, side, allowance)
-    stretch = np.minimum(2.0 * allowance / theta, _STEEPEST)
-    spread = variance[signal]
-    exponent = 2.0 * allowance * _siegmund(allowance, per_alarm)
-    limit = (exponent / (2.0 * allowance) - _OVERSHOOT) * stretch * spread * _unsure(exponent, bandwidth[signal], spread, rows)
-    limit = np.maximum(limit, _LOWEST)
-    allowance_and_error = allowance + limit / rows
+    limit = known.limits(signal, side, allowance, per_alarm, theta)
+    cyclic = np.flatnonzero(cycles.any(axis=0).take(signal))
+    if len(cyclic):
+        limit[cyclic] = _with_cycles(known, cycles, signal[cyclic], side[cyclic], allowance[cyclic], per_alarm[cyclic])
     # What happened in the reference itself.
-    steps = Statistics(signals, signal, side, allowance_and_error, limit)
-    highest, lasted = _excursions(steps, values)
-    allowed = _siegmund(allowance, _UNLIKELY * rows * len(signal)) * stretch * spread
-    limit = np.where(highest > allowed, np.maximum(limit, _extended(highest, lasted, spread, rows, per_alarm)), np.maximum(limit, highest))
-    taken = allowance_and_error * scale[signal] + side * centre[signal]
-    return Statistics(signals, signal, side, taken, limit * scale[signal])
+    taken = allowance + limit / rows
+    highest, lasted = _excursions(Statistics(signals, signal, side, taken, limit), values)
+    likely = known.limits(signal, side, allowance, np.full(len(signal), _UNLIKELY * rows * len(signal)), theta)
+    extended = _extended(highest, lasted, variance[signal], rows, per_alarm)
+    limit = np.maximum(limit, np.where(highest > likely, extended, highest))
+    return Statistics(signals, signal, side, taken * scale[signal] + side * centre[signal], limit * scale[signal])
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the reference tells of each signal: its law, long-run variance / variance, the bandwidth that took, and from how many rows."""
+
+    laws: list[Law]
+    variance: Floats
+    bandwidth: Floats
+    rows: int
+
+    def limits(self, signal: NDArray[np.int64], side: Floats, allowance: Floats, per_alarm: Floats, theta: Floats | None = None) -> Floats:
+        """The closed form, in standard deviations."""
+        theta = _exponents(self.laws, signal, side, allowance) if theta is None else theta
+        exponent = 2.0 * allowance * _siegmund(allowance, per_alarm)
+        stretch = np.minimum(2.0 * allowance / theta, _STEEPEST)
+        kurtosis = np.array([float(law.shares @ law.values**4) / max(float(law.shares @ law.values**2) ** 2, 1e-12) for law in self.laws])
+        spread = self.variance
+        relative = np.where(spread > _DEPENDENT, 4.0 / 3.0 * 2.0 * self.bandwidth, 0.0) + (kurtosis - 1.0) * spread
+        unsure = _unsure(exponent, relative[signal] / self.rows)
+        limits: Floats = np.maximum((exponent / (2.0 * allowance) - _OVERSHOOT) * stretch * spread[signal] * unsure, _LOWEST)
+        return limits
+
+
+def _with_cycles(known: _Known, cycles: Floats, signal: NDArray[np.int64], side: Floats, allowance: Floats, per_alarm: Floats) -> Floats:
+    """Limits of statistics whose signals have a cycle: a part of the allowance is for the cycle, the rest for the noise around it."""
+    best = np.full(len(signal), np.inf)
+    for part in _CYCLE_PARTS:
+        state, highest = np.zeros(len(signal)), np.zeros(len(signal))
+        for start, stop in blocks(len(cycles)):
+            steps = cycles[start:stop].take(signal, axis=1) * side - part * allowance
+            accumulate(steps, state)
+            state = steps[-1].copy()
+            highest = np.maximum(highest, steps.max(axis=0))
+        best = np.minimum(best, highest + known.limits(signal, side, (1.0 - part) * allowance, per_alarm))
+    return best
 
 
 def _statistics(every: list[Signal], events: float) -> tuple[NDArray[np.int64], Floats, Floats, Floats]:
@@ -168,15 +211,14 @@ def _exponents(laws: list[Law], signal: NDArray[np.int64], side: Floats, allowan
     return theta
 
 
-def _unsure(exponent: Floats, bandwidth: Floats, spread: Floats, rows: int) -> Floats:
-    """By how much a limit grows because v is known with a relative variance of 4/3 * 2 bandwidth / rows only.
+def _unsure(exponent: Floats, relative: Floats) -> Floats:
+    """By how much a limit grows because its variance is known with this relative variance only.
 
-    With a normal error d of v the rate of false alarms is exp(-a (1 - d)), on average exp(-a + a^2 r / 2): the a that gives the
-    wanted exponent again solves a - a^2 r / 2 = exponent.
+    With a normal error d of it the rate of false alarms is exp(-a (1 - d)), on average exp(-a + a^2 r / 2): the a that gives the
+    wanted exponent again solves a - a^2 r / 2 = exponent. No such a for a large r: a third more is the most.
     """
-    relative = np.where(spread > _DEPENDENT, 4.0 / 3.0 * 2.0 * bandwidth / rows, 0.0)
-    root = np.sqrt(np.maximum(1.0 - 2.0 * exponent * relative, 0.0))
-    grown: Floats = np.where(relative > 0, (1.0 - root) / np.where(relative > 0, exponent * relative, 1.0), 1.0)
+    bounded = np.clip(relative, 1e-9, 0.375 / exponent)
+    grown: Floats = (1.0 - np.sqrt(1.0 - 2.0 * exponent * bounded)) / (exponent * bounded)
     return grown
 
 
@@ -204,6 +246,31 @@ def _extended(highest: Floats, lasted: Floats, spread: Floats, rows: int, per_al
     wanted = np.minimum(seen, lasted / per_alarm)
     extended: Floats = highest + (ndtri(seen) - ndtri(wanted)) * np.sqrt(lasted * spread)
     return extended
+
+
+def _cycles(values: Floats) -> Floats:
+    """The periodic part of each signal: the lines of its spectrum, ordinates too far above their neighbours' median for noise."""
+    rows, count = values.shape
+    cycles = np.zeros_like(values)
+    if rows < _ROWS_FOR_CYCLES:
+        return cycles
+    surely = log(rows * count / _LINE_BY_CHANCE) / log(2.0)
+    for start in range(0, count, 32):
+        spectrum = rfft(values[:, start : start + 32], axis=0)
+        power = np.abs(spectrum) ** 2
+        power[0] = 0.0
+        lines = power > surely * np.maximum(_floor(power), 1e-9 * rows)
+        if lines.any():
+            cycles[:, start : start + 32] = irfft(np.where(lines, spectrum, 0.0), rows, axis=0)
+    return cycles
+
+
+def _floor(power: Floats) -> Floats:
+    """The median of each ordinate's neighbourhood."""
+    whole = len(power) // _NEIGHBOURS * _NEIGHBOURS
+    medians = np.median(power[:whole].reshape(-1, _NEIGHBOURS, power.shape[1]), axis=1)
+    floor = np.repeat(medians, _NEIGHBOURS, axis=0)
+    return np.concatenate([floor, np.repeat(medians[-1:], len(power) - whole, axis=0)])
 
 
 def _long_run(values: Floats) -> tuple[Floats, Floats]:

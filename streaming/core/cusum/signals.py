@@ -31,6 +31,7 @@ Kind = Literal["level", "spread", "category", "rare", "unseen", "missing", "pair
 _COMMON = 0.02
 _FEW_VALUES = 50
 _CAP = 4.0
+_MOSTLY = 0.5
 _CLIP = 2.5
 _CONSTANT = 1e-9
 MOST_PAIRED = 30
@@ -134,7 +135,9 @@ def _of_categories(number: int, column: CategoricalColumn) -> Iterator[tuple[Sig
         if len(common) < len(counts):
             hits = np.zeros(column.missing + 1)
             hits[len(common) : len(counts)] = 1.0
-            yield from _indicator(Signal("rare", (number,)), hits, max(shares[len(common) :].sum(), 3.0 / column.rows))
+            # Of what occurred once, as much again is to be expected of what did not occur: it comes as unseen instead (Good 1953).
+            known = shares[len(common) :].sum() - (counts == 1).sum() / column.rows
+            yield from _indicator(Signal("rare", (number,)), hits, max(known, 3.0 / column.rows))
     if len(counts):
         unseen = np.zeros(column.missing + 1)
         unseen[len(counts)] = 1.0
@@ -149,8 +152,10 @@ def _indicator(signal: Signal, hits: Floats, share: float) -> Iterator[tuple[Sig
 
 
 def _never_seen(counts: NDArray[np.int64], total: int) -> float:
+    """The share of values to be expected that the reference does not hold; 1, and no signal, where most of its own occur once."""
     once = int((counts == 1).sum())
-    return min(0.5, (once + 2.0 * sqrt(once + 1.0) + 1.0) / total)
+    share = (once + 2.0 * sqrt(once + 1.0) + 1.0) / total
+    return share if share < _MOSTLY else 1.0
 
 
 def _standardised(table: Floats, counts: NDArray[np.int64]) -> Floats | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import log2
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,29 +10,39 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from streaming.core.cusum.calibration import calibrate
-from streaming.core.cusum.recursion import accumulate, blocks
+from streaming.core.cusum.recursion import BLOCK, accumulate
 from streaming.core.cusum.signals import Signals
 from streaming.core.limits.seam import chosen_columns
 from streaming.core.reference import Floats, Reference
 from streaming.core.verdict import Finding
 from streaming.core.window import Rows, SlidingWindow
 
+_PER_SECOND = 1_000_000 / 86_400
+_FEWEST, _MOST = 2.0**10, 2.0**50
+
 
 @dataclass(frozen=True, slots=True)
 class BudgetLimit:
-    """One false alarm in `events` predictions of a model whose data do not change, over all columns, pairs and looks together.
+    """One false alarm in `events` predictions, or in `seconds` of log time, of a model whose data do not change.
 
-    `columns` None: every column, the prediction among them. An alarm counts until the window's size of predictions has passed
-    without another of the same column or pair.
+    It is for all columns, pairs and looks together; give one of the two and None for the other. `columns` None: every column, the
+    prediction among them. An alarm counts until the window's size of predictions has passed without another of the same column or pair.
+    With `seconds` the limits follow the rate of predictions, as the log's times tell it: by powers of two, looked at when their number has
+    doubled; until the first window is full they are those of a million predictions a day.
     """
 
     name: str
-    events: float = 100_000.0
+    events: float | None = 100_000.0
+    seconds: float | None = None
     columns: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.events is None) == (self.seconds is None):
+            raise ValueError("a budget is so many events, or so many seconds: give one of the two")
 
     @property
     def fingerprint(self) -> str:
-        return repr(("budget", self.name, self.events, self.columns))
+        return repr(("budget", self.name, self.events, self.seconds, self.columns))
 
     def build(self, reference: Reference, size: int) -> "BudgetJudge":
         chosen = chosen_columns(self.name, reference, self.columns, lambda column: column.rows > 0)
@@ -40,6 +51,8 @@ class BudgetLimit:
 
 class _State(BaseModel):
     rows: int
+    began: float
+    events: float
     statistics: bytes
     alarms: dict[str, tuple[int, float, int]]
 
@@ -71,7 +84,10 @@ class BudgetJudge:
         self._size = size
         self._columns = np.array(columns)
         self._signals = Signals([reference.columns[number] for number in columns])
-        self._statistics = calibrate(self._signals, reference.codes[self._columns], limit.events)
+        self._codes = reference.codes[self._columns]
+        self._began = 0.0
+        self._events = limit.events or _rounded(_PER_SECOND * (limit.seconds or 0.0))
+        self._statistics = calibrate(self._signals, self._codes, self._events)
         self._every = [*self._signals.singles, *self._signals.pairs]
         parts = list(dict.fromkeys(signal.columns for signal in self._every))
         self._names = [", ".join(reference.columns[columns[number]].name for number in part) for part in parts]
@@ -89,9 +105,30 @@ class BudgetJudge:
     def observe(self, rows: Rows) -> Sequence[int]:
         self._asked.clear()
         before, codes = self._rows, rows.codes[self._columns]
-        for start, stop in blocks(len(rows)):
+        if not before and len(rows):
+            self._began = float(rows.times[0])
+        start = 0
+        while start < len(rows):
+            stop = min(len(rows), start + BLOCK, start + self._until_looked())
             self._take(self._signals.of(codes[:, start:stop]))
+            if self._limit.seconds is not None and self._rows >= self._size and self._until_looked() == self._rows:
+                self._look(float(rows.times[stop - 1]), self._limit.seconds)
+            start = stop
         return [row - before for row in self._asked]
+
+    def _until_looked(self) -> int:
+        """Rows until the rate is looked at again: when a window is full, and whenever their number has doubled since."""
+        looked = self._size
+        while looked <= self._rows:
+            looked *= 2
+        return looked - self._rows
+
+    def _look(self, now: float, seconds: float) -> None:
+        """Take the limits of the rate that the rows came at so far."""
+        events = _rounded(self._rows / max(now - self._began, 1e-3) * seconds)
+        if events != self._events:
+            self._events = events
+            self._statistics = calibrate(self._signals, self._codes, events)
 
     def _take(self, values: Floats) -> None:
         limit = self._statistics.limit
@@ -153,6 +190,8 @@ class BudgetJudge:
     def state(self) -> dict[str, Any]:
         return {
             "rows": self._rows,
+            "began": self._began,
+            "events": self._events,
             "statistics": self._at.astype("<f8").tobytes(),
             "alarms": {str(part): list(alarm) for part, alarm in self._alarms.items()},
         }
@@ -164,5 +203,15 @@ class BudgetJudge:
         parts, count = range(len(self._names)), range(len(self._at))
         if len(at) != len(self._at) or any(part not in parts or alarm.statistic not in count for part, alarm in alarms.items()):
             raise ValueError(f"a memory of {len(at)} statistics for {len(self._at)}")
-        self._rows, self._at, self._alarms = known.rows, at, alarms
+        if known.events != self._events:
+            if self._limit.seconds is None or not _FEWEST <= known.events <= _MOST:
+                raise ValueError(f"a memory of limits for {known.events:g} events")
+            self._events = known.events
+            self._statistics = calibrate(self._signals, self._codes, known.events)
+        self._rows, self._began, self._at, self._alarms = known.rows, known.began, at, alarms
         return ""
+
+
+def _rounded(events: float) -> float:
+    """To a power of two, within what limits can be had for: a limit grows with its logarithm."""
+    return float(2.0 ** round(log2(min(max(events, _FEWEST), _MOST))))

@@ -81,9 +81,7 @@ class EvidentlyJudge:
             if chosen:
                 indexes = [index for index, _ in chosen]
                 scores = self._scores(test, chosen, window.codes[indexes], cells[finite])
-                found |= {
-                    index: self._finding(column, test, score) for (index, column), score in zip(chosen, scores, strict=True)
-                }
+                found |= {index: self._finding(column, test, score) for (index, column), score in zip(chosen, scores, strict=True)}
         return found
 
     def _tested(self, column: NumericColumn) -> statistics.Test | None:

@@ -26,7 +26,7 @@ class Detector(Protocol):
 
 
 class Judge(Protocol):
-    """A built limit of one monitor. `observe` gets every row once, in order; `judge` is called at each full slide, and where it was asked for."""
+    """A built limit of one monitor: `observe` gets every row once, in order; `judge` is called at each full slide, and where asked for."""
 
     def observe(self, rows: Rows) -> Sequence[int]:
         """New rows; after how many of them (from 1) `judge` must be called, beside the slides."""
@@ -67,7 +67,9 @@ class Limit(Protocol):
         ...
 
 
-def chosen_columns(limit: str, reference: Reference, wanted: tuple[str, ...] | None, takes: Callable[[Column], bool]) -> list[tuple[int, Column]]:
+def chosen_columns(
+    limit: str, reference: Reference, wanted: tuple[str, ...] | None, takes: Callable[[Column], bool]
+) -> list[tuple[int, Column]]:
     indexed = list(enumerate(reference.columns))
     if wanted is not None:
         names = [column.name for column in reference.columns]

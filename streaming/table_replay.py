@@ -1,0 +1,156 @@
+"""driftloop on a table that one already has: alarms, and what they found, without any event or server."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from math import log
+from typing import Any
+
+import numpy as np
+
+from streaming.core.governor import Governing, Governor
+from streaming.core.limits import BudgetLimit
+from streaming.core.monitor import Monitor, MonitorSpec
+from streaming.core.reference import Reference, Values, prepare
+from streaming.core.verdict import Finding, Verdict
+from streaming.core.window import CountWindow, Rows
+from streaming.tables import Tables
+
+_CHUNK = 20_000
+_FIRST_BASELINE = 1000
+_TOLD = 5
+DEFAULT_SPEC = MonitorSpec(CountWindow(1000, 100), (BudgetLimit("budget", 100_000.0),), Governor(1, 1, cooldown=0.0))
+"""A budget of one false alarm in 100,000 rows, and no confirmation beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """`event` is the row, from 1, at which the verdict fell."""
+
+    event: int
+    time: float
+    verdict: Verdict
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What is over its limit, the furthest first."""
+        over = [finding for finding in self.verdict.findings if finding.over]
+        return sorted(over, key=lambda finding: abs(log(max(finding.score, 1e-300) / max(finding.threshold, 1e-300))), reverse=True)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "event": self.event,
+            "findings": [
+                {
+                    "feature": finding.feature,
+                    "detector": finding.test,
+                    "score": finding.score,
+                    "limit": finding.threshold,
+                    "signal": finding.signal,
+                }
+                for finding in self.findings
+            ],
+        }
+
+
+@dataclass
+class TableReplay:
+    """Judges the rows in order. An alarm is a decision of the governor to retrain or to alert.
+
+    After an alarm the rows behind it become the reference, as they would by a retraining: the first 1,000, then twice as many,
+    until there are as many as the given reference had. With `keep_reference` the given one stays, and a change alarms once.
+    """
+
+    tables: Tables
+    spec: MonitorSpec
+    keep_reference: bool = False
+    alarms: list[Alarm] = field(default_factory=list)
+    events: int = 0
+    seconds: float = 0.0
+    calibration_seconds: float = 0.0
+
+    def __iter__(self) -> Iterator[Alarm]:
+        governor = replace(self.spec.governor, retrain=not self.keep_reference)
+        governing = governor.build()
+        began = time.perf_counter()
+        size = len(next(iter(self.tables.reference.values())))
+        monitor = self._monitor(self.tables.reference)
+        total, start = len(self.tables.times), 0
+        grown, since = size, 0
+        while start < total:
+            # Where the reference is still growing, as far as it is to be taken anew.
+            stop = total if grown >= size else min(total, since + 2 * grown)
+            alarm = self._until_alarm(monitor, governing, start, stop)
+            self.events = alarm.event if alarm else stop
+            self.seconds = time.perf_counter() - began
+            if alarm is not None:
+                self.alarms.append(alarm)
+                yield alarm
+                start = since = alarm.event
+                if not self.keep_reference:
+                    grown = min(size, _FIRST_BASELINE)
+                    start = since + grown
+                    governing = governor.build()
+            else:
+                start = stop
+                if grown < size:
+                    grown = min(size, 2 * grown)
+            if not self.keep_reference and start < total and (alarm is not None or since + grown == start) and since:
+                monitor = self._monitor({name: cells[since : since + grown] for name, cells in self.tables.rows.items()})
+        self.events = total
+        self.seconds = time.perf_counter() - began
+
+    def _until_alarm(self, monitor: Monitor, governing: Governing, start: int, stop: int) -> Alarm | None:
+        for first in range(start, stop, _CHUNK):
+            last = min(stop, first + _CHUNK)
+            for verdict in monitor.take(self._rows(monitor.reference, first, last)):
+                began = monitor.drift_began(verdict) if verdict.drift else verdict.window
+                decision = governing.judge(verdict, began)
+                if decision is not None and decision.action != "hold":
+                    event = verdict.window.last_offset + 1
+                    return Alarm(event, verdict.window.last_time, verdict)
+        return None
+
+    def _rows(self, reference: Reference, start: int, stop: int) -> Rows:
+        cells = [self.tables.rows[column.name][start:stop] for column in reference.columns]
+        return Rows.of(reference.columns, cells, np.arange(start, stop), self.tables.times[start:stop])
+
+    def _monitor(self, sample: dict[str, Values]) -> Monitor:
+        began = time.perf_counter()
+        monitor = Monitor(self.spec, prepare("table/replay", "1", self.tables.schema, sample), 0)
+        self.calibration_seconds += time.perf_counter() - began
+        return monitor
+
+    def summary(self) -> dict[str, Any]:
+        """What was judged and found, as plain JSON values."""
+        return {
+            "events": self.events,
+            "alarms": [alarm.as_dict() for alarm in self.alarms],
+            "seconds": round(self.seconds, 3),
+            "events_per_second": self._rate,
+            "calibration_seconds": round(self.calibration_seconds, 3),
+            "notes": self.tables.notes,
+        }
+
+    def summary_text(self) -> str:
+        """The sum for people, with what was left out."""
+        count = len(self.alarms)
+        told = f"{self.events} events, {count} alarm{'' if count == 1 else 's'}"
+        speed = f"{self._rate} events/s, {self.calibration_seconds:.1f} s of calibration"
+        return "\n".join([*self.tables.notes, f"{told}; {speed}"])
+
+    @property
+    def _rate(self) -> int:
+        """Events per second of judging, without the calibration."""
+        return round(self.events / max(self.seconds - self.calibration_seconds, 1e-6))
+
+
+def as_text(alarm: Alarm) -> str:
+    """An alarm as one line for people."""
+    found = ", ".join(
+        f"{finding.feature} {finding.signal or finding.test} ({finding.score:.3g}, limit {finding.threshold:.3g})"
+        for finding in alarm.findings[:_TOLD]
+    )
+    more = len(alarm.findings) - _TOLD
+    return f"alarm at event {alarm.event}: {found}{f' and {more} more' if more > 0 else ''}"
