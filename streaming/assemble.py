@@ -172,12 +172,14 @@ def references(repository: Repository) -> Callable[[str, str], Reference]:
 def monitor_spec(settings: ModelSettings) -> MonitorSpec:
     """How a model is watched, as the core's own frozen values."""
     governor = settings.governor
+    # A budget is kept without: another look would only come later.
+    sure = {"confirm", "of"}.isdisjoint(governor.model_fields_set) and all(limit.kind == "budget" for limit in settings.limits)
     return MonitorSpec(
         window=CountWindow(settings.window.size, settings.window.slide),
         limits=tuple(_limit(limit) for limit in settings.limits),
         governor=Governor(
-            governor.confirm,
-            governor.of,
+            1 if sure else governor.confirm,
+            1 if sure else governor.of,
             governor.min_samples,
             governor.cooldown,
             governor.max_run,

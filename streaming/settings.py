@@ -148,7 +148,7 @@ LimitSettings = Annotated[BudgetLimitSettings | EvidentlyLimitSettings | Detecto
 
 
 class GovernorSettings(_Frozen):
-    """When a breach starts a run."""
+    """When a breach starts a run. Where all limits are budgets and nothing is said, `confirm` and `of` are 1."""
 
     confirm: int = Field(default=2, ge=1)
     of: int = Field(default=3, ge=1, le=1000)

@@ -133,10 +133,11 @@ def test_the_file_that_init_writes_has_no_errors(tmp_path):
     path = tmp_path / "driftloop.yaml"
     path.write_text(files("streaming").joinpath("driftloop.yaml").read_text())
     settings = load_settings(path, {})
-    assert [limit.kind for limit in settings.models["default/iris-sklearn"].limits] == ["evidently", "evidently", "detector"]
+    assert [limit.kind for limit in settings.models["default/iris-sklearn"].limits] == ["budget"]
     # Every section that is commented out as a whole is right too, once it is not.
-    path.write_text(re.sub(r"^# (?=\w+:|  )", "", path.read_text(), flags=re.MULTILINE))
+    path.write_text(re.sub(r"^(      )?# (?=[\w-]+:|  |- kind)", r"\1", path.read_text(), flags=re.MULTILINE))
     uncommented = load_settings(path, {"SLACK_WEBHOOK": "https://hooks.example/x", "HOSTNAME": "watcher-0", "GATEWAY_TOKEN": "long-enough"})
+    assert [limit.kind for limit in uncommented.models["default/iris-sklearn"].limits] == ["budget", "evidently", "detector"]
     assert uncommented.alerts.webhook is not None
     assert (uncommented.watch.member, uncommented.watch.snapshots) == ("watcher-0", "abfs://CONTAINER/driftloop")
 
