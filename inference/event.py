@@ -183,6 +183,16 @@ def from_kafka(headers: Sequence[tuple[str, bytes | None]], value: bytes | None)
     return event if event is not None else _kafka_carefully(headers, value)
 
 
+def usual_from_kafka(headers: Sequence[tuple[str, bytes | None]], value: bytes | None) -> Event | None:
+    """As `from_kafka`, if nothing about the message is unusual; None: `from_kafka` tells what it is."""
+    return _quickly(headers, _kafka_names, value or b"")
+
+
+def kafka_attribute(name: str) -> str:
+    """The attribute that a header of this name carries in a message that `usual_from_kafka` could read; "": none."""
+    return _kafka_names[name]
+
+
 def from_kafka_text(headers: Sequence[tuple[str, str]], value: bytes) -> Event:
     """As `from_kafka`, from `kafka_headers`."""
     attributes = {}

@@ -91,7 +91,7 @@ class Gateway:
         self._max_waiting_bytes = max_waiting_bytes
         self._body_timeout = body_timeout
         self._waiting = self._waiting_bytes = 0
-        self._writer = Writer(log)
+        self._writer = Writer(log, forwarder.fresh.put if forwarder is not None else None)
         self._refusing = Episode(logger)
         self._latency = Latency()
         self._received = self._appended = self._disconnected = self._letters_lost = 0

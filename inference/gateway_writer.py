@@ -14,6 +14,8 @@ from inference.log.embedded import EmbeddedLog
 
 BATCH_EVENTS = 1_000
 BATCH_BYTES = 16 * 1024 * 1024
+GATHER_SECONDS = 0.005
+"""How long a transaction may be put off while events go on arriving; a transaction costs as much as the writing of ten events."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +31,18 @@ class Letter(NamedTuple):
 
 Work = Event | Letter
 Done = Callable[[Exception | None], None]
+Written = Callable[[Sequence[tuple[int, int]], Sequence[Event]], None]
 
 
 class Writer:
-    """Used from one event loop only. What is put is written in the order in which it was put."""
+    """Used from one event loop only. What is put is written in the order in which it was put.
 
-    def __init__(self, log: EmbeddedLog) -> None:
+    `written` is told, on the thread, of events that stand on the log now: their places, in order.
+    """
+
+    def __init__(self, log: EmbeddedLog, written: Written | None = None) -> None:
         self._log = log
+        self._written = written
         self._queue: deque[tuple[Work, Done]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log-writer")
@@ -66,6 +73,7 @@ class Writer:
         """Write until the queue is empty; what comes while one transaction runs makes up the next."""
         queue = self._queue
         while queue:
+            await self._gather()
             batch: list[tuple[Work, Done]] = []
             size = 0
             while queue and len(batch) < BATCH_EVENTS and size < BATCH_BYTES:
@@ -84,25 +92,38 @@ class Writer:
                     logger.exception("an answer failed")
         self._task = None
 
+    async def _gather(self) -> None:
+        """Let the loop take in what is there to be taken in: the core has better things to do than one transaction for each few events."""
+        queue, before, now = self._queue, 0, asyncio.get_running_loop().time
+        began = now()
+        while before < len(queue) < BATCH_EVENTS and now() - began < GATHER_SECONDS:
+            before = len(queue)
+            await asyncio.sleep(0)
+
     def _commit(self, batch: Sequence[Work], lost: Counter[str]) -> tuple[list[Exception | None], Counter[str]]:
         """Runs on the thread: all events in one transaction; what became of each, and the losses that are still to be counted.
 
         It must not raise, or the senders would wait for ever.
         """
         events = [work for work in batch if isinstance(work, Event)]
-        together = self._try(partial(self._log.append, events)) if events else None
+        together = self._try(partial(self._append, events)) if events else None
         alone = isinstance(together, EventError) and len(events) > 1
         outcomes: list[Exception | None] = []
         for work in batch:
             if isinstance(work, Letter):
                 outcomes.append(self._try(partial(self._log.set_aside, *work)))
             elif alone:  # one of them can't stand on the log, which must not cost the others their place
-                outcomes.append(self._try(partial(self._log.append, [work])))
+                outcomes.append(self._try(partial(self._append, [work])))
             else:
                 outcomes.append(together)
         if lost and not isinstance(together, LogError) and self._try(partial(self._log.count_dead_letters, lost)) is None:
             lost = Counter()
         return outcomes, lost
+
+    def _append(self, events: Sequence[Event]) -> None:
+        places = self._log.append(events)
+        if self._written is not None:
+            self._written(places, events)
 
     def _try(self, step: Callable[[], object]) -> Exception | None:
         try:

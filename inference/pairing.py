@@ -21,11 +21,11 @@ ANNOTATION = "driftloop.io/model-version"
 """The pod annotation that names the model's version; KServe sends it along when `metadataAnnotations` lists it."""
 
 _DIGEST = 16
+_SEPARATOR = "\x1f"
+_NOTHING = blake2b(digest_size=_DIGEST)
 
 MAX_SAME_ID = 64
 """Halves of one id that wait at the same time: a client that gives every request the same Ce-Id fills no more."""
-
-_Key = tuple[str, str, str]
 
 
 class Pair(msgspec.Struct, frozen=True, gc=False):
@@ -65,8 +65,11 @@ class Counts:
 
 
 class _Half(msgspec.Struct, gc=False):
+    """A half that waits; later ones have a higher `serial`, and did not arrive earlier."""
+
+    serial: int
     record: Record
-    key: _Key
+    key: str
     arrived: float
 
 
@@ -80,10 +83,13 @@ class Identities:
 
     def repeats(self, *identity: str) -> bool:
         """Whether it is one of them; if not, it is from now on."""
-        text = "\x1f".join(identity)
-        if text.count("\x1f") != len(identity) - 1:
-            text = repr(identity)
-        digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST).digest()
+        return self.repeats_text(_one_text(*identity))
+
+    def repeats_text(self, text: str) -> bool:
+        """As `repeats`, of an identity as one text that no other has."""
+        digester = _NOTHING.copy()  # half the price of a new one
+        digester.update(text.encode("utf-8", "surrogatepass"))
+        digest = digester.digest()
         if digest in self._known:
             return True
         self._known.add(digest)
@@ -141,6 +147,8 @@ class Pairing:
     different ones is a duplicate and changes nothing. The same id with another ce-time is a client that reuses its
     Ce-Id: a new prediction.
 
+    With `model` it is told that all records are of that one, and does not look.
+
     The default horizon is far more than can come between an event and its repeat: KServe's logger repeats nothing, and
     the gateway's forwarder repeats after a crash at most the batch that was not acknowledged, whose events stand next to
     each other on the log.
@@ -154,6 +162,7 @@ class Pairing:
         horizon: int = 50_000,
         annotation: str = ANNOTATION,
         capacity_bytes: int = 256 * 1024 * 1024,
+        model: str = "",
     ) -> None:
         if wait <= 0 or capacity < 1 or horizon < 1 or capacity_bytes < 1:
             raise ValueError(f"wait {wait}, capacity {capacity}, horizon {horizon} and capacity_bytes {capacity_bytes} must be above 0")
@@ -161,12 +170,15 @@ class Pairing:
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
         self._annotation = annotation
+        self._model = model
         self._now = float("-inf")
         self._seen = Identities(horizon)
         self._serial = 0
         self._halves: OrderedDict[int, _Half] = OrderedDict()
+        # None of them arrived before.
+        self._oldest = float("-inf")
         self._bytes = 0
-        self._by_key: dict[str, dict[_Key, deque[int]]] = {REQUEST: {}, RESPONSE: {}}
+        self._by_key: dict[str, dict[str, list[_Half]]] = {REQUEST: {}, RESPONSE: {}}
         self._waiting = {REQUEST: 0, RESPONSE: 0}
         self._orphans = {REQUEST: 0, RESPONSE: 0}
         self._paired = 0
@@ -187,22 +199,29 @@ class Pairing:
     def add(self, record: Record) -> Pair | None:
         """Take the next record of the partition, a request or a response; the pair it completes, if it does."""
         event = record.event
-        if event.type not in self._orphans:
-            raise ValueError(f"only {REQUEST} and {RESPONSE} have another half, not {event.type}")
-        key = (event.model, event.source, event.id)
-        if self._seen.repeats(*key, event.type, event.time):
+        kind = event.type
+        if kind not in self._orphans:
+            raise ValueError(f"only {REQUEST} and {RESPONSE} have another half, not {kind}")
+        model, source, id_ = self._model or event.model, event.source, event.id
+        key = f"{model}{_SEPARATOR}{source}{_SEPARATOR}{id_}"
+        identity = f"{key}{_SEPARATOR}{kind}{_SEPARATOR}{event.time}"
+        if identity.count(_SEPARATOR) != 4:
+            key, identity = _one_text(model, source, id_), _one_text(model, source, id_, kind, event.time)
+        if self._seen.repeats_text(identity):
             self._duplicates += 1
             return None
         if record.timestamp > self._now:
             self._now = record.timestamp
-        self._expire()
-        serial = self._partner(event, key)
-        if serial is None:
+        if self._now - self._oldest > self._wait:
+            self._expire()
+        waiting = self._by_key[RESPONSE if kind == REQUEST else REQUEST].get(key)
+        half = self._partner(event, waiting) if waiting else None
+        if half is None:
             self._keep(record, key)
             return None
-        other = self._release(serial).record
+        self._release(half)
         self._paired += 1
-        request, response = (record, other) if event.type == REQUEST else (other, record)
+        request, response = (record, half.record) if kind == REQUEST else (half.record, record)
         return Pair(request, response, self._version(response.event) or self._version(request.event))
 
     def state(self) -> dict[str, Any]:
@@ -211,7 +230,7 @@ class Pairing:
             "now": self._now,
             "seen": self._seen.state(),
             "serial": self._serial,
-            "halves": [_as_row(serial, half) for serial, half in self._halves.items()],
+            "halves": [_as_row(half) for half in self._halves.values()],
             "orphan_requests": self._orphans[REQUEST],
             "orphan_responses": self._orphans[RESPONSE],
             "paired": self._paired,
@@ -228,7 +247,8 @@ class Pairing:
                 raise ValueError(f"a half of type {row.type} and number {row.serial} after number {self._serial}")
             event = Event(row.id, row.source, row.type, row.time, row.datacontenttype, row.extensions, row.data)
             self._serial = row.serial
-            self._hold(_Half(Record(row.partition, row.offset, row.timestamp, event), (event.model, event.source, event.id), row.arrived))
+            record = Record(row.partition, row.offset, row.timestamp, event)
+            self._hold(_Half(row.serial, record, _one_text(event.model, event.source, event.id), row.arrived))
         if known.serial < self._serial:
             raise ValueError(f"{known.serial} halves were numbered and there is number {self._serial}")
         self._serial = known.serial
@@ -237,58 +257,67 @@ class Pairing:
 
     def _expire(self) -> None:
         while self._halves:
-            serial = next(iter(self._halves))
-            if self._now - self._halves[serial].arrived <= self._wait:
+            half = self._first()
+            if self._now - half.arrived <= self._wait:
+                self._oldest = half.arrived
                 return
-            self._give_up(serial)
+            self._give_up(half)
 
-    def _partner(self, event: Event, key: _Key) -> int | None:
+    def _partner(self, event: Event, waiting: list[_Half]) -> _Half | None:
         """The waiting half that fits best: the last request before this response, or the first response after this request."""
-        is_request = event.type == REQUEST
-        waiting = self._by_key[RESPONSE if is_request else REQUEST].get(key)
-        if not waiting:
-            return None
         own = _occurred(event)
+        is_request = event.type == REQUEST
         if len(waiting) == 1:
-            other = _occurred(self._halves[waiting[0]].record.event)
+            other = _occurred(waiting[0].record.event)
             fits = not own or not other or (own <= other if is_request else other <= own)
             return waiting[0] if fits else None
-        times = ((_occurred(self._halves[serial].record.event), serial) for serial in waiting)
+        times = [(_occurred(half.record.event), half.serial, half) for half in waiting]
         if is_request:
-            return _serial(min((other for other in times if not own or not other[0] or own <= other[0]), default=None))
-        return _serial(max((other for other in times if not own or not other[0] or other[0] <= own), default=None))
+            return _half(min((one for one in times if not own or not one[0] or own <= one[0]), default=None))
+        return _half(max((one for one in times if not own or not one[0] or one[0] <= own), default=None))
 
-    def _keep(self, record: Record, key: _Key) -> None:
+    def _keep(self, record: Record, key: str) -> None:
         self._serial += 1
-        same = self._hold(_Half(record, key, self._now))
+        same = self._hold(_Half(self._serial, record, key, self._now))
         if len(same) > MAX_SAME_ID:
             self._give_up(same[0])
         while len(self._halves) > self._capacity or self._bytes > self._capacity_bytes:
-            self._give_up(next(iter(self._halves)))
+            self._give_up(self._first())
 
-    def _hold(self, half: _Half) -> deque[int]:
-        """Let it wait under the newest number; the numbers of its kind and id that wait."""
+    def _first(self) -> _Half:
+        return self._halves[next(iter(self._halves))]
+
+    def _hold(self, half: _Half) -> list[_Half]:
+        """Let it wait as the newest; those of its kind and id that wait."""
         event = half.record.event
-        self._halves[self._serial] = half
+        if not self._halves:
+            self._oldest = half.arrived
+        self._halves[half.serial] = half
         self._bytes += len(event.data)
         self._waiting[event.type] += 1
-        same = self._by_key[event.type].setdefault(half.key, deque())
-        same.append(self._serial)
+        known = self._by_key[event.type]
+        same = known.get(half.key)
+        if same is None:
+            known[half.key] = same = [half]
+        else:
+            same.append(half)
         return same
 
-    def _give_up(self, serial: int) -> None:
-        self._orphans[self._release(serial).record.event.type] += 1
+    def _give_up(self, half: _Half) -> None:
+        self._release(half)
+        self._orphans[half.record.event.type] += 1
 
-    def _release(self, serial: int) -> _Half:
-        half = self._halves.pop(serial)
+    def _release(self, half: _Half) -> None:
         event = half.record.event
+        del self._halves[half.serial]
         self._bytes -= len(event.data)
         self._waiting[event.type] -= 1
-        same = self._by_key[event.type][half.key]
-        same.remove(serial)
-        if not same:
-            del self._by_key[event.type][half.key]
-        return half
+        known = self._by_key[event.type]
+        same = known[half.key]
+        if len(same) == 1:
+            del known[half.key]
+        else:
+            same.remove(half)
 
     def _version(self, event: Event) -> str:
         """The version that `ce-annotations` names; "" without it. One pod says the same in each event: the last is kept."""
@@ -305,11 +334,17 @@ class Pairing:
         return self._last_version[1]
 
 
-def _as_row(serial: int, half: _Half) -> list[Any]:
+def _one_text(*parts: str) -> str:
+    """The parts as a text that no others have."""
+    text = _SEPARATOR.join(parts)
+    return text if text.count(_SEPARATOR) == len(parts) - 1 else repr(parts)
+
+
+def _as_row(half: _Half) -> list[Any]:
     record, event = half.record, half.record.event
     place = [record.partition, record.offset, record.timestamp]
     return [
-        serial,
+        half.serial,
         half.arrived,
         *place,
         event.id,
@@ -332,5 +367,5 @@ def _occurred(event: Event) -> str:
     return time[:-1] if time.endswith("Z") and "recordedtime" in event.extensions else ""
 
 
-def _serial(found: tuple[str, int] | None) -> int | None:
-    return None if found is None else found[1]
+def _half(found: tuple[str, int, _Half] | None) -> _Half | None:
+    return None if found is None else found[2]

@@ -1,19 +1,21 @@
 """The gateway's spool: events wait on this disk until the log, which may be away, has them.
 
 The gateway acknowledges what stands in the spool, an embedded log of its own; the forwarder carries it to the log in order and
-drops it here once the log has it. Nothing is lost. An event may be carried twice, and readers drop doubles: after a crash between
+drops it here once the log has it. What was only just put there is handed over in memory, without being read from the disk again.
+Nothing is lost. An event may be carried twice, and readers drop doubles: after a crash between
 the two, and when the log's answer was lost so that nobody knows. What is known to be there is not sent again.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from inference.episode import Episode
 from inference.errors import DriftloopError, EventError, LogError, LogThrottled, LogUnavailable
-from inference.event import Message, from_kafka_text
+from inference.event import Event, Message, from_kafka_text
 from inference.log import EventLog
 from inference.log.embedded import EmbeddedLog
 
@@ -27,8 +29,52 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _SHORTEST_THROTTLE, _LONGEST_THROTTLE = 0.5, 60.0
 
 
-_Placed = tuple[int, int, Message]
+_FRESH_EVENTS = 5_000
+_FRESH_BYTES = 16_000_000
+
+_Placed = tuple[int, int, Event | Message]
 """Partition and offset in the spool, and what stands there."""
+
+
+class Fresh:
+    """What was put into the spool last, in memory: so much of it as is bounded; the spool has all of it. Two threads use it."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, int, Event]] = deque()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self.arrived = threading.Event()
+        """Set when something was put."""
+
+    def put(self, places: Sequence[tuple[int, int]], events: Sequence[Event]) -> None:
+        """Where these events stand in the spool; every append is told, in order."""
+        size = sum([len(event.data) for event in events])
+        with self._lock:
+            if len(self._waiting) + len(events) > _FRESH_EVENTS or self._bytes + size > _FRESH_BYTES:
+                # Whoever is so far behind reads the spool. What comes from now on is of use to him once he has read up to it.
+                self._waiting.clear()
+                self._bytes = 0
+            if len(events) <= _FRESH_EVENTS and size <= _FRESH_BYTES:
+                self._waiting.extend([(partition, offset, event) for (partition, offset), event in zip(places, events, strict=True)])
+                self._bytes += size
+        self.arrived.set()
+
+    def take(self, positions: Mapping[int, int], limit: int) -> list[_Placed]:
+        """At most `limit` events that follow each other from the positions on; none, where what comes next is only in the spool."""
+        taken: list[_Placed] = []
+        at, waiting = dict(positions), self._waiting
+        with self._lock:
+            while waiting and len(taken) < limit:
+                partition, offset, event = waiting[0]
+                expected = at.get(partition, offset + 1)
+                if offset > expected:
+                    break
+                self._bytes -= len(event.data)
+                placed = waiting.popleft()
+                if offset == expected:
+                    at[partition] = offset + 1
+                    taken.append(placed)
+        return taken
 
 
 class Forwarder(threading.Thread):
@@ -43,6 +89,8 @@ class Forwarder(threading.Thread):
         self._spool = spool
         self._connect = connect
         self._target: EventLog | None = None
+        self.fresh = Fresh()
+        """Told of what is put into the spool by this process. Events that it is not told of are carried too, a little later."""
         self._ended = threading.Event()
         self._deadline = float("inf")
         self._at: dict[int, int] = {}
@@ -68,7 +116,7 @@ class Forwarder(threading.Thread):
         return {"state": self.state, "forwarded": self.forwarded, "throttled": self.throttled, "spool": spool}
 
     def run(self) -> None:
-        pause = 0.0
+        pause, mistake = 0.0, ""
         while time.monotonic() < self._deadline:
             try:
                 moved = self._carry()
@@ -88,12 +136,12 @@ class Forwarder(threading.Thread):
                 pause = _longer(pause)
             except Exception as error:
                 # Whatever it is, the events are safe here, and somebody must hear of it.
-                if self.state != "away":
+                if mistake != (mistake := repr(error)):
                     logger.exception("carrying events to the log failed")
                 self._is_away(f"{type(error).__name__}: {error}")
                 pause = _longer(pause)
             else:
-                pause = 0.0
+                pause, mistake = 0.0, ""
                 if moved:
                     self._went_well(moved)
                 elif self._ended.is_set():
@@ -108,6 +156,7 @@ class Forwarder(threading.Thread):
         """Carry what is there while the log takes it, for at most `timeout` seconds; the rest stays in the spool for the next start."""
         self._deadline = time.monotonic() + timeout
         self._ended.set()
+        self.fresh.arrived.set()
         self.join(timeout)
 
     def _carry(self) -> int:
@@ -117,9 +166,11 @@ class Forwarder(threading.Thread):
         try:
             self._at = self._at or self._spool.start_positions()
             self._drop()
-            records = self._spool.read_messages(self._at, self._limit)
+            self.fresh.arrived.clear()
+            records: Sequence[_Placed] = self.fresh.take(self._at, self._limit) or self._spool.read_messages(self._at, self._limit)
             if not records:
-                self._spool.wait_for(self._at, 0.0 if self._ended.is_set() else _IDLE)
+                if not self._ended.is_set():
+                    self.fresh.arrived.wait(_IDLE)
                 return 0
         except LogError as error:
             raise _SpoolFailed(str(error)) from error
@@ -141,7 +192,7 @@ class Forwarder(threading.Thread):
         new = [record for record in records if record[:2] not in self._known] if self._known else records
         try:
             if new:
-                _append(target, [message for _, _, message in new])
+                _append(target, [what for _, _, what in new])
         except EventError as error:
             if len(records) > 1:
                 middle = len(records) // 2
@@ -157,7 +208,8 @@ class Forwarder(threading.Thread):
         self._known -= {record[:2] for record in records}
         self.forwarded += len(records)
 
-    def _set_aside(self, message: Message, error: EventError) -> None:
+    def _set_aside(self, what: Event | Message, error: EventError) -> None:
+        message = _message(what)
         try:
             self._spool.set_aside(f"refused_{error.reason}", str(error), message.headers, message.value)
         except LogError as failed:
@@ -189,13 +241,17 @@ class Forwarder(threading.Thread):
         self._limit = min(_BATCH, 2 * self._limit)
 
 
-def _append(target: EventLog, messages: Sequence[Message]) -> None:
-    """As they are, if the log takes them so: reading events and writing them anew would be half of all the work here."""
-    as_they_are = getattr(target, "append_messages", None)
-    if as_they_are is not None:
-        as_they_are(messages)
+def _append(target: EventLog, what: Sequence[Event | Message]) -> None:
+    """As messages, if the log takes them so: to read events from them and write them anew would be half of all the work here."""
+    append_messages = getattr(target, "append_messages", None)
+    if append_messages is not None:
+        append_messages([_message(one) for one in what])
     else:
-        target.append([from_kafka_text(message.headers, message.value) for message in messages])
+        target.append([one if isinstance(one, Event) else from_kafka_text(one.headers, one.value) for one in what])
+
+
+def _message(what: Event | Message) -> Message:
+    return what if isinstance(what, Message) else Message.of(what)
 
 
 def _longer(pause: float) -> float:

@@ -124,7 +124,7 @@ def open_table(
     config: Path | None = None,
     keep_reference: bool = False,
 ) -> TableReplay:
-    """`driftloop replay --table`: the rows of a file against those of another, as the configuration's only model is watched, or by default."""
+    """`driftloop replay --table`: the rows of a file against those of another, judged by default or as a configuration's only model."""
     tables = read_tables(table, reference, time=time, ignore=ignore)
     spec = DEFAULT_SPEC
     if config is not None:

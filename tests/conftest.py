@@ -1,16 +1,18 @@
 """What several test files share: a real Apache Kafka, started once for the whole run, and KServe's own agent."""
 
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from pydantic import SecretStr
+from shared_broker import shared
 
 from inference.log.connection import Connection, ConnectionString
 
@@ -32,6 +34,43 @@ def missing(what: str, why: str) -> NoReturn:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rounds", type=int, default=30, help="how often the watcher is killed in test_exactness.py (default: 30)")
+
+
+@pytest.hookimpl(trylast=True)  # after what was not chosen has been left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each of pytest-xdist's workers begins with some of the slow tests: what is left to share at the end are quick ones."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers == 1:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    dealt: list[pytest.Item] = []
+    for number in range(workers):
+        share = (len(items) - len(dealt)) // (workers - number)  # what `--dist worksteal` gives each at first
+        own = slow[number::workers]
+        fill = max(0, share - len(own))
+        dealt += own + quick[:fill]
+        del quick[:fill]
+    items[:] = dealt
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test logged may hold half a character, which pytest-xdist's workers could not send."""
+    report = yield
+    report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
+    return report
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """The command sets up the root logger for the rest of its process: here that would be on the stderr of a test that is over."""
+    loggers = [logging.getLogger(name) for name in (None, "kafka", "azure", "azure.eventhub")]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")
@@ -56,14 +95,11 @@ def broker() -> Script:
 
 @pytest.fixture(scope="session")
 def kafka(broker: Script, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a broker that all tests share: choose topics and groups that no other test has."""
-    folder = tmp_path_factory.mktemp("kafka")
-    try:
-        started = broker("start", "--port", 0, "--folder", folder, "--detach")
-        assert started.returncode == 0, started.stdout + started.stderr
-        yield started.stdout.split()[-1]
-    finally:
-        broker("stop", "--folder", folder)
+    """The address of a broker that all tests share, in whichever process: choose topics and groups that no other test has."""
+    mine = tmp_path_factory.getbasetemp()
+    of_the_run = mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
+    with shared(INFRA / "kafka" / "broker.py", of_the_run / "kafka") as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

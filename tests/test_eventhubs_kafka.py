@@ -116,11 +116,11 @@ def test_a_connection_string_or_a_password_logs_in_over_tls(secured, trusting, a
 
 
 def test_an_entra_token_logs_in_and_again_before_its_session_ends_without_anybody_noticing(authority, trusting):
-    with EventHubsDouble(tokens={"token-1", "token-2"}, tls=authority.server("127.0.0.1"), session_seconds=1.0) as double:
+    with EventHubsDouble(tokens={"token-1", "token-2"}, tls=authority.server("127.0.0.1"), session_seconds=2.0) as double:
         identity = Identity("token-1")
         log = by_entra(double.address, trusting, identity, patience=6.0)
-        number, end = 0, time.monotonic() + 2.5
-        while time.monotonic() < end:
+        number, end = 0, time.monotonic() + 20
+        while double.seen["OAUTHBEARER again"] < 2 and time.monotonic() < end:
             log.append([event(number)])
             number += 1
             time.sleep(0.05)

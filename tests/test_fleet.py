@@ -161,6 +161,14 @@ def test_a_version_without_a_reference_is_unmonitored_and_says_so_once():
     assert lonely.status()["models"][MODEL]["counts"]["unmonitored"] == 60
 
 
+def test_what_a_version_without_a_reference_predicts_enters_no_window_of_the_one_before():
+    left = fleet()
+    left.feed(records([promotion(MODEL, "1"), *traffic(60, 0.0)]))
+    left.feed(records([promotion(MODEL, "9", "1"), *traffic(5, 0.0, first=100)], first=200))
+    counts = left.status()["models"][MODEL]["counts"]
+    assert (counts["predictions"], counts["unmonitored"]) == (60, 5)
+
+
 def test_without_a_promotion_the_annotation_names_the_version_and_then_the_repository():
     annotated = fleet(live="2").feed(records(traffic(50, 0.0, version="1")))
     assert [o.version for o in annotated] == ["1"]

@@ -71,11 +71,12 @@ def test_everything_acknowledged_while_kafka_was_away_and_the_gateway_was_killed
     started = broker("start", "--port", 0, "--folder", data, "--detach")
     assert started.returncode == 0, started.stderr
     bootstrap = started.stdout.split()[-1]
+    stop, gateway = threading.Event(), None
     try:
         url = f"kafka://{bootstrap}/{topic_for(bootstrap)}"
         port = free_port()
         gateway = start_gateway(url, tmp_path, port)
-        acknowledged, slowest, stop = [], 0.0, threading.Event()
+        acknowledged, slowest = [], 0.0
 
         def client():
             nonlocal slowest
@@ -100,6 +101,7 @@ def test_everything_acknowledged_while_kafka_was_away_and_the_gateway_was_killed
         assert broker("stop", "--folder", data).returncode == 0
         before_outage = len(acknowledged)
         time.sleep(4)
+        poll_until(lambda: len(acknowledged) - before_outage > 200, timeout=60)
         during_outage = len(acknowledged) - before_outage
         gateway.kill()
         gateway.wait()
@@ -127,6 +129,9 @@ def test_everything_acknowledged_while_kafka_was_away_and_the_gateway_was_killed
         gateway.send_signal(signal.SIGTERM)
         assert gateway.wait(timeout=30) == 0
     finally:
+        stop.set()
+        if gateway is not None:
+            gateway.kill()
         broker("stop", "--folder", data)
 
 

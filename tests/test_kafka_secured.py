@@ -67,8 +67,7 @@ def secured(broker, tmp_path_factory):
             [
                 *(allow(operation, ResourceType.TOPIC, "open") for operation in (ACLOperation.READ, ACLOperation.WRITE)),
                 allow(ACLOperation.READ, ResourceType.TOPIC, "readable"),
-                # librdkafka wants to belong to a group even where it reads for itself.
-                *(allow(ACLOperation.READ, ResourceType.GROUP, group) for group in ("watchers", "driftloop-reader")),
+                allow(ACLOperation.READ, ResourceType.GROUP, "watchers"),
             ]
         )
         admin.close()
@@ -93,9 +92,14 @@ def test_a_user_logs_in_by_scram_over_tls(secured, client, mechanism):
     log.close()
 
 
-def test_a_wrong_password_is_said_and_not_shown(secured):
-    with pytest.raises(LogUnavailable, match=r"refused the credentials: check `log\.auth`") as caught:
-        open_log(alice(secured, "open", password="wrongpassword"))
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_wrong_password_is_said_and_not_shown(secured, client):
+    said = r"refused the credentials: check `log\.auth`"
+    if client == "kafka-python":
+        # The broker hangs up right behind its refusal. Read together with the end of the connection, as a busy machine does, it is dropped.
+        said += r"|the broker hung up: .*`auth`"
+    with pytest.raises(LogUnavailable, match=said) as caught:
+        open_log(alice(secured, "open", client, password="wrongpassword"))
     assert "wrongpassword" not in str(caught.value)
 
 

@@ -34,7 +34,8 @@ IMPURE = {
 }
 PURE_LIBRARIES = {"numpy", "scipy", "pydantic"}
 CORE_MAY_USE = {
-    f"inference.{name}" for name in ("errors", "event", "messages", "pairing", "payload", "versions", "log.Record", "log.EventLog")
+    f"inference.{name}"
+    for name in ("errors", "event", "messages", "pairing", "payload", "usual_bodies", "versions", "log.Record", "log.EventLog")
 }
 IMPURE_NAMES = {"open", "print", "input", "exec", "eval", "__import__"}
 IMPURE_ATTRIBUTES = {

@@ -139,6 +139,9 @@ def test_halves_of_one_id_wait_in_bounded_number() -> None:
     pairing = Pairing()
     fed(pairing, [half(REQUEST, "a", at=f"{number // 60:02}.{number % 60 + 100}") for number in range(MAX_SAME_ID + 10)])
     assert pairing.counts == Counts(0, 0, 10, 0, MAX_SAME_ID, 0)
+    # The oldest were given up: an answer to the first of them comes too late, one to the eleventh does not.
+    late = [Record(0, 100 + number, 0.0, half(RESPONSE, "a", at=f"00.{number + 100}5")) for number in (0, 10)]
+    assert [pair.request.offset for record in late if (pair := pairing.add(record))] == [10]
 
 
 # Waiting
@@ -302,6 +305,60 @@ def test_what_waits_never_exceeds_the_bounds_and_every_half_is_accounted_for(
         if pair is not None:
             assert pair.completed_by.offset == offset
             assert waiting.pop(min(pair.request.offset, pair.response.offset)) is not None
+
+
+def plainly(records: list[Record], wait: float, capacity: int, horizon: int, capacity_bytes: int) -> list[tuple[int, int]]:
+    """The places of the pairs, found by searching all that waits for each record."""
+    now = float("-inf")
+    seen: list[Any] = []
+    waiting: list[tuple[Record, float]] = []
+    found = []
+    for record in records:
+        event = record.event
+        identity = (event.model, event.source, event.id, event.type, event.time)
+        if identity in seen:
+            continue
+        seen = [*seen, identity][-horizon:]
+        now = max(now, record.timestamp)
+        waiting = [(held, at) for held, at in waiting if now - at <= wait]
+        alike = [held for held, _ in waiting if (held.event.model, held.event.source, held.event.id) == identity[:3]]
+        fitting = [held for held in alike if held.event.type != event.type and in_order(*by_kind(held, record))]
+        if fitting:
+            earliest = sorted(fitting, key=lambda held: (held.event.time, held.offset))
+            partner = earliest[0 if event.type == REQUEST else -1]
+            waiting = [(held, at) for held, at in waiting if held is not partner]
+            request, response = by_kind(partner, record)
+            found.append((request.offset, response.offset))
+        else:
+            waiting.append((record, now))
+            while len(waiting) > capacity or sum(len(held.event.data) for held, _ in waiting) > capacity_bytes:
+                del waiting[0]
+    return found
+
+
+def by_kind(one: Record, other: Record) -> tuple[Record, Record]:
+    return (one, other) if one.event.type == REQUEST else (other, one)
+
+
+def in_order(request: Record, response: Record) -> bool:
+    return not request.event.time or not response.event.time or request.event.time <= response.event.time
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(HALVES, st.sampled_from(["", "01", "02", "03"]), st.sampled_from(["pod", "\x1fpod", "other"])), max_size=80),
+    st.integers(1, 30),
+    st.integers(1, 6),
+    st.integers(1, 60),
+    st.booleans(),
+)
+def test_the_pairs_are_those_that_a_plain_search_finds(halves: list[Any], wait: int, capacity: int, most: int, told: bool) -> None:
+    events = [half(kind, id_, at=at, source=source, data=bytes(size)) for (kind, id_, _, _, size), at, source in halves]
+    times = [timestamp for (_, _, _, timestamp, _), _, _ in halves]
+    records = [Record(0, offset, timestamp, event) for offset, (timestamp, event) in enumerate(zip(times, events, strict=True))]
+    pairing = Pairing(wait=wait, capacity=capacity, horizon=15, capacity_bytes=most, model="default/iris" if told else "")
+    pairs = [pair for record in records if (pair := pairing.add(record))]
+    assert places(pairs) == plainly(records, wait, capacity, 15, most)
 
 
 SAID = st.sampled_from(["", '{"driftloop.io/model-version": "1"}', '{"driftloop.io/model-version": "2"}'])

@@ -328,6 +328,7 @@ def test_each_prediction_is_a_line_in_the_predict_log_under_the_clients_event_id
     assert line == {"id": "mine-1", "model": MODEL, "version": "1", "inputs": [ROW, ROW], "outputs": [0, 0]}
 
 
+@pytest.mark.slow
 def test_a_swap_under_load_loses_no_request_though_a_load_fails_and_neither_tap_nor_predict_log_works(repository, tmp_path):
     deploy(repository, tmp_path, always(1))
     full = "/dev/full" if Path("/dev/full").exists() else str(tmp_path / "p.json")

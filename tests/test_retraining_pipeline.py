@@ -87,6 +87,7 @@ def told(log):
     return [record.event for record in records if record.event.source == "driftloop/pipelines"]
 
 
+@pytest.mark.slow
 def test_the_compiled_pipeline_deploys_keeps_and_reports_a_failure(tmp_path):
     frame = iris(tmp_path)
     url = str(tmp_path / "log.db")

@@ -147,10 +147,10 @@ def test_content_that_nobody_wrote_is_refused_although_its_digest_is_right(conte
     [
         (b"", "no snapshot"),
         (b"PK\x03\x04" + bytes(100), "no snapshot"),
-        (encode(SMALL, "log")[:20], "no snapshot"),
+        (encode(SMALL, "log", now=0.0)[:20], "no snapshot"),
         (b"DRIFTSNP\x00\x02" + bytes(100), "of format 2, and this driftloop reads format 1"),
-        (encode(SMALL, "another log"), "of the log 'another log', not of 'log'"),
-        (encode(Snapshot(4, 0, {}), "log"), "of partition 4, not of 3"),
+        (encode(SMALL, "another log", now=0.0), "of the log 'another log', not of 'log'"),
+        (encode(Snapshot(4, 0, {}), "log", now=0.0), "of partition 4, not of 3"),
         (forged({}, body=7), "body of 1 bytes, and its header says 7"),
         (forged([1]), "its body is a list"),
         (forged(b"\x81\xa1a\xd4\x05x"), "an? Ext"),

@@ -51,6 +51,11 @@ def wait_empty(spool, timeout=20):
         time.sleep(0.01)
 
 
+def told(caplog):
+    """What we logged; clients of other tests may still have something to say."""
+    return [record for record in caplog.records if record.name.startswith("inference.")]
+
+
 def first_seen(events):
     return list(dict.fromkeys(e.id for e in events))
 
@@ -195,7 +200,7 @@ def test_a_log_that_throttles_is_not_away_and_is_asked_less_often_for_less(spool
     assert second - first > 0.45
     assert third - second > 0.9, "longer each time"
     assert sizes == [400, 400, 250], "half a batch, then half of that"
-    assert [(record.levelname, "away" in record.getMessage()) for record in caplog.records] == [("INFO", False)] * 2
+    assert [(record.levelname, "away" in record.getMessage()) for record in told(caplog)] == [("INFO", False)] * 2
 
 
 def test_the_pause_is_the_one_that_the_log_asks_for(spool):
@@ -315,7 +320,7 @@ def test_a_spool_that_can_drop_nothing_doubles_nothing_and_catches_up(tmp_path, 
     wait_empty(spool)
     forwarder.stop()
     assert [e.id for e in target.got] == [f"e{n}" for n in range(51)]
-    assert [record.getMessage() for record in caplog.records] == ["the spool fails, what was carried stays in it: the disk is full"]
+    assert [record.getMessage() for record in told(caplog)] == ["the spool fails, what was carried stays in it: the disk is full"]
     spool.close()
 
 
@@ -326,12 +331,12 @@ def test_a_spool_that_cannot_be_read_is_not_told_as_a_log_that_is_away(tmp_path,
     target = Target()
     forwarder = Forwarder(spool, lambda: target)
     forwarder.start()
-    assert poll_until(lambda: caplog.records)
+    assert poll_until(lambda: told(caplog))
     assert forwarder.state == "ok"
     spool.failing = frozenset()
     wait_empty(spool)
     forwarder.stop()
-    assert [record.getMessage() for record in caplog.records] == ["the spool fails, nothing is carried from it: the disk failed"]
+    assert [record.getMessage() for record in told(caplog)] == ["the spool fails, nothing is carried from it: the disk failed"]
     spool.close()
 
 
@@ -343,7 +348,7 @@ def test_a_log_that_is_away_at_the_start_is_told_before_any_event_came(spool, ca
     forwarder.start()
     assert poll_until(lambda: forwarder.away)
     forwarder.stop()
-    assert [record.getMessage() for record in caplog.records] == ["the log is away, events wait in the spool: nobody listens"]
+    assert [record.getMessage() for record in told(caplog)] == ["the log is away, events wait in the spool: nobody listens"]
 
 
 def test_its_status_tells_what_waits_and_for_how_long(spool):
@@ -364,7 +369,7 @@ def test_whatever_goes_wrong_is_told_and_the_carrying_goes_on(spool, caplog):
         tries.append(1)
         if len(tries) == 1:
             raise SettingsError(["log.tls.ca: no such file"])
-        if len(tries) == 2:
+        if len(tries) in (2, 3):
             raise ZeroDivisionError("a mistake of ours")
         return target
 
@@ -374,6 +379,7 @@ def test_whatever_goes_wrong_is_told_and_the_carrying_goes_on(spool, caplog):
     forwarder.stop()
     assert [e.id for e in target.got] == ["e1"]
     assert "log.tls.ca: no such file" in caplog.text
+    assert caplog.text.count("a mistake of ours") == 2, "once, with where it happened: in the traceback and at its end"
     assert forwarder.state == "ok"
 
 

@@ -465,6 +465,7 @@ def start_watcher(folder):
         )
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_says_what_an_undisturbed_watcher_says_and_alerts_once(folder):
     with Receiver() as receiver:
         (folder / "driftloop.yaml").write_text(SETTINGS + f"alerts:\n  webhook: {{url: '{receiver.url('/hook')}'}}\n")

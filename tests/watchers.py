@@ -217,7 +217,7 @@ class Loop:
     def stop(self, name="a"):
         process = self.processes.pop(name)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=40) == 0, self.log_of(name)
+        assert process.wait(timeout=120) == 0, self.log_of(name)
 
     def log_of(self, name):
         return (self.folder / f"{name}.log").read_text()[-6000:]

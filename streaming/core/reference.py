@@ -42,7 +42,7 @@ class NumericColumn:
 
     def array(self, values: Sequence[float | None]) -> Values:
         """Cells as the window keeps them: float64, NaN for missing."""
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+        return np.array(values, dtype=np.float64)
 
     def known(self, window: Values) -> Floats:
         """The finite values of a window of this column."""

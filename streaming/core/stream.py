@@ -12,8 +12,7 @@ from inference.errors import PayloadError, SettingsError, VersionError
 from inference.log import Record
 from inference.messages import decode_finished, decode_label, decode_promotion
 from inference.pairing import Identities, Pair, Pairing
-from inference.payload import rows_and_predictions
-from inference.versions import Schema
+from inference.usual_bodies import PairReader
 from streaming.core.monitor import Monitor, MonitorSpec
 from streaming.core.reference import Reference
 from streaming.core.verdict import Notice, Outcome
@@ -63,26 +62,29 @@ class ModelStream:
         self._spec = spec
         self._references = references
         self._live = live
-        self._pairing = Pairing(annotation=annotation)
+        self._pairing = Pairing(annotation=annotation, model=model)
         self._messages = {kind: Identities(_MESSAGES_KNOWN) for kind in _MESSAGES}
         self._governing = spec.governor.build()
         self._version = ""
         self._since = _NOWHERE
         self._unmonitored = ""
         self._monitor: Monitor | None = None
+        self._reader: PairReader | None = None
         self._pending: tuple[list[Sequence[Any]], list[Any], list[int], list[float]] = ([], [], [], [])
         self.counts: Counter[str] = Counter()
         self.newest = _NOWHERE
 
     def feed(self, records: Sequence[Record]) -> list[Outcome]:
         outcomes: list[Outcome] = []
-        add = self._pairing.add
+        add, predicted = self._pairing.add, self._predicted
         for record in records:
             kind = record.event.type
             if kind == events.RESPONSE or kind == events.REQUEST:
                 pair = add(record)
                 if pair is not None:
-                    outcomes += self._predicted(pair)
+                    if not self._version:
+                        outcomes += self._first_seen(pair)
+                    predicted(pair)
             elif kind in _MESSAGES:
                 outcomes += self._judged()
                 outcomes += self._told(record)
@@ -91,35 +93,35 @@ class ModelStream:
             self.newest = Place(records[-1].offset, records[-1].timestamp)
         return outcomes
 
-    def _predicted(self, pair: Pair) -> Sequence[Outcome]:
-        outcomes: Sequence[Outcome] = ()
+    def _first_seen(self, pair: Pair) -> Iterator[Outcome]:
+        """Nothing has named the live version yet: the first prediction does, or what `live` takes for granted."""
+        version = pair.version or self._live(self._model)
+        if version is not None:
+            yield from self._take_over(version, pair.completed_by)
+
+    def _predicted(self, pair: Pair) -> None:
         if not self._version:
-            version = pair.version or self._live(self._model)
-            if version is None:
-                self.counts["no_version"] += 1
-                return ()
-            outcomes = [*self._take_over(version, pair.completed_by)]
-        if pair.version and pair.version != self._version:
+            self.counts["no_version"] += 1
+        elif pair.version and pair.version != self._version:
             self.counts["other_version"] += 1
-        elif self._monitor is None:
+        elif self._reader is None:
             self.counts["unmonitored"] += 1
         else:
-            self._decoded(pair, self._monitor.reference.schema)
-        return outcomes
+            self._decoded(pair, self._reader)
 
-    def _decoded(self, pair: Pair, schema: Schema) -> None:
+    def _decoded(self, pair: Pair, reader: PairReader) -> None:
         try:
-            rows, predictions = rows_and_predictions(pair.request.event, pair.response.event, schema)
+            rows, predictions = reader.read(pair.request.event, pair.response.event)
         except PayloadError as error:
             self.counts[f"unreadable {error.reason}"] += 1
             return
-        self.counts["predictions"] += len(rows)
         all_rows, all_predictions, offsets, times = self._pending
         all_rows += rows
         all_predictions += predictions
-        place = pair.completed_by
-        offsets += [place.offset] * len(rows)
-        times += [place.timestamp] * len(rows)
+        place, count = pair.completed_by, len(rows)
+        self.counts["predictions"] += count
+        offsets += [place.offset] * count
+        times += [place.timestamp] * count
 
     def _judged(self) -> Iterator[Outcome]:
         """Everything that waits goes through the monitor; each verdict is followed by what the governor makes of it."""
@@ -176,9 +178,10 @@ class ModelStream:
 
     def _watched(self) -> Iterator[Notice]:
         """A monitor with no memory for the version that is live, or the reason why there is none."""
-        self._monitor, self._unmonitored = None, ""
+        self._monitor, self._reader, self._unmonitored = None, None, ""
         try:
             self._monitor = Monitor(self._spec, self._references(self._model, self._version), self._partition)
+            self._reader = PairReader(self._monitor.reference.schema)
         except (VersionError, SettingsError) as error:
             self._unmonitored = str(error)
             yield self._notice("unmonitored", self._since, self._unmonitored)
