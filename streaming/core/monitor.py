@@ -100,7 +100,9 @@ class Monitor:
 
     def drift_began(self, verdict: Verdict) -> Span:
         """Where the drift of the newest verdict most likely began, to the window's end."""
-        return self._window.span(self._partition, drift_began(self._window, self.reference, verdict.findings))
+        told = [judge.began(self._window) for name, judge in self._limits if name in verdict.breached]
+        first = min((place for place in told if place is not None), default=None)
+        return self._window.span(self._partition, drift_began(self._window, self.reference, verdict.findings) if first is None else first)
 
     def evidence(self) -> dict[str, tuple[Any, ...]]:
         """The window by column as plain values."""

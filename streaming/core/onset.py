@@ -17,6 +17,8 @@ def drift_began(window: SlidingWindow, reference: Reference, findings: Sequence[
     (Page 1954). 0 when the whole window lies behind the change, or nothing drifts.
     """
     drifting = {finding.feature for finding in findings if finding.over}
+    if not drifting:
+        return 0
     evidence = np.zeros(min(window.rows, window.spec.size))
     for index, column in enumerate(reference.columns):
         if column.name in drifting:

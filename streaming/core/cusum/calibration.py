@@ -51,6 +51,8 @@ _DEPENDENT = 1.1
 _STEEPEST = 50.0
 _LOWEST = 1.0
 _UNLIKELY = 20.0
+_LEAST_KNOWN = 3.0
+_MOST_VALUES = 8_000_000
 _CYCLE_PARTS = (0.25, 0.5, 0.75)
 _ROWS_FOR_CYCLES = 200
 _NEIGHBOURS = 32
@@ -77,22 +79,34 @@ class Statistics:
 
 
 def calibrate(signals: Signals, codes: Codes, events: float) -> Statistics:
-    """Limits that give one false alarm in `events` rows; `codes` (columns x rows) is the reference in time order."""
-    values = signals.of(codes)
+    """Limits that give one false alarm in `events` rows; `codes` (columns x rows) is the reference in time order.
+
+    Of a long reference the newest rows count, so that rows x signals are 8 million at most (64 MB, and several times as much meanwhile).
+    """
+    values = signals.of(codes[:, -max(1, _MOST_VALUES // (len(signals.singles) + len(signals.pairs))) :])
     rows, singles = len(values), len(signals.singles)
     every = [*signals.singles, *signals.pairs]
     centre, scale = np.zeros(len(every)), np.ones(len(every))
     if signals.pairs:
         products = values[:, singles:]
-        centre[singles:] = products.mean(axis=0)
-        deviation = products.std(axis=0)
-        scale[singles:] = np.where(deviation > 1e-9, deviation, 1.0)
+        # As if three rows more had been had in which the two do not depend on each other: what never occurred may yet.
+        apart = min(0.5, 3.0 / rows)
+        alone = signals.alone(values)
+        centre[singles:] = (1.0 - apart) * products.mean(axis=0)
+        second = (1.0 - apart) * (products**2).mean(axis=0) + apart * alone
+        scale[singles:] = np.sqrt(np.maximum(second - centre[singles:] ** 2, 1e-9))
         values = (values - centre) / scale
     cycles = _cycles(values)
     variance, bandwidth = _long_run(values - cycles)
     signal, side, allowance, per_alarm = _statistics(every, events)
     laws = [*signals.laws, *(_histogram(values[:, number]) for number in range(singles, len(every)))]
-    known = _Known(laws, variance, bandwidth, rows)
+    for number in range(singles, len(every)):
+        ends = (np.array([-1.0, 1.0]) * sqrt(alone[number - singles]) - centre[number]) / scale[number]
+        law = laws[number]
+        laws[number] = Law(np.append(law.values, ends), np.append(law.shares * (1.0 - apart), [apart / 2.0] * 2))
+    kurtosis = np.zeros(len(every))
+    kurtosis[singles:] = [float(law.shares @ law.values**4) - 1.0 for law in laws[singles:]]
+    known = _Known(laws, variance, bandwidth, kurtosis, rows)
     theta = _exponents(laws, signal, side, allowance)
     limit = known.limits(signal, side, allowance, per_alarm, theta)
     cyclic = np.flatnonzero(cycles.any(axis=0).take(signal))
@@ -109,11 +123,15 @@ def calibrate(signals: Signals, codes: Codes, events: float) -> Statistics:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the reference tells of each signal: its law, long-run variance / variance, the bandwidth that took, and from how many rows."""
+    """What the reference tells of each signal: its law, long-run variance / variance, the bandwidth that took, and from how many rows.
+
+    `kurtosis` is the excess that makes the variance of a pair uncertain; 0 for signals of one column, whose law is one of ranks.
+    """
 
     laws: list[Law]
     variance: Floats
     bandwidth: Floats
+    kurtosis: Floats
     rows: int
 
     def limits(self, signal: NDArray[np.int64], side: Floats, allowance: Floats, per_alarm: Floats, theta: Floats | None = None) -> Floats:
@@ -121,9 +139,8 @@ class _Known:
         theta = _exponents(self.laws, signal, side, allowance) if theta is None else theta
         exponent = 2.0 * allowance * _siegmund(allowance, per_alarm)
         stretch = np.minimum(2.0 * allowance / theta, _STEEPEST)
-        kurtosis = np.array([float(law.shares @ law.values**4) / max(float(law.shares @ law.values**2) ** 2, 1e-12) for law in self.laws])
         spread = self.variance
-        relative = np.where(spread > _DEPENDENT, 4.0 / 3.0 * 2.0 * self.bandwidth, 0.0) + (kurtosis - 1.0) * spread
+        relative = np.where(spread > _DEPENDENT, 4.0 / 3.0 * 2.0 * self.bandwidth, 0.0) + self.kurtosis * spread
         unsure = _unsure(exponent, relative[signal] / self.rows)
         limits: Floats = np.maximum((exponent / (2.0 * allowance) - _OVERSHOOT) * stretch * spread[signal] * unsure, _LOWEST)
         return limits
@@ -214,11 +231,11 @@ def _exponents(laws: list[Law], signal: NDArray[np.int64], side: Floats, allowan
 def _unsure(exponent: Floats, relative: Floats) -> Floats:
     """By how much a limit grows because its variance is known with this relative variance only.
 
-    With a normal error d of it the rate of false alarms is exp(-a (1 - d)), on average exp(-a + a^2 r / 2): the a that gives the
-    wanted exponent again solves a - a^2 r / 2 = exponent. No such a for a large r: a third more is the most.
+    The rate of false alarms is exp(-a / g) where the variance is g times what was estimated. With a Gamma law of 1/g (mean 1, the
+    relative variance r) it is (1 + a r)^(-1/r) on average: the a that gives the wanted exponent x again is expm1(x r) / r.
     """
-    bounded = np.clip(relative, 1e-9, 0.375 / exponent)
-    grown: Floats = (1.0 - np.sqrt(1.0 - 2.0 * exponent * bounded)) / (exponent * bounded)
+    bounded = np.clip(exponent * relative, 1e-9, _LEAST_KNOWN)
+    grown: Floats = np.expm1(bounded) / bounded
     return grown
 
 

@@ -20,6 +20,6 @@ def accumulate(steps: Floats, start: Floats) -> None:
     """Turn steps, rows x statistics, into the statistics after each row, in place, from what they were before the first."""
     add, maximum, before = np.add, np.maximum, start
     for row in steps:
-        add(row, before, row)
-        maximum(row, 0.0, row)
+        add(row, before, out=row)
+        maximum(row, 0.0, out=row)
         before = row

@@ -32,6 +32,7 @@ _COMMON = 0.02
 _FEW_VALUES = 50
 _CAP = 4.0
 _MOSTLY = 0.5
+_PAIRED_UP_TO = 0.95
 _CLIP = 2.5
 _CONSTANT = 1e-9
 MOST_PAIRED = 30
@@ -67,7 +68,11 @@ class Signals:
         starts = np.cumsum([0, *(len(table) for _, table, _ in tables[:-1])])
         self._columns = np.array([signal.columns[0] for signal in self.singles])
         self._starts = starts.astype(np.int32)[:, None]
-        levels = [number for number, signal in enumerate(self.singles) if signal.kind == "level"]
+        levels = [
+            number
+            for number, signal in enumerate(self.singles)
+            if signal.kind == "level" and _commonest(columns[signal.columns[0]]) <= _PAIRED_UP_TO
+        ]
         self._levels = np.array(levels if 2 <= len(levels) <= MOST_PAIRED else [], dtype=np.int64)
         self.pairs = [
             Signal("pair", (*self.singles[first].columns, *self.singles[second].columns))
@@ -88,6 +93,17 @@ class Signals:
                 count += rest
         return values
 
+    def alone(self, values: Floats) -> Floats:
+        """The mean square that each pair would have if its two columns did not depend on each other."""
+        squares = (values[:, self._levels].clip(-_CLIP, _CLIP) ** 2).mean(axis=0)
+        return np.array([squares[one] * squares[two] for one in range(len(squares)) for two in range(one + 1, len(squares))])
+
+
+def _commonest(column: Column) -> float:
+    """The share of a numeric column's commonest value; "missing" is one of them."""
+    held = int(np.diff(column.below).max()) if isinstance(column, NumericColumn) else 0
+    return max(held, column.rows - column.n) / column.rows
+
 
 def _of_column(number: int, column: Column) -> Iterator[tuple[Signal, Floats, Law]]:
     """The column's signals with their tables, a value for each code, and their laws."""
@@ -100,7 +116,7 @@ def _of_column(number: int, column: Column) -> Iterator[tuple[Signal, Floats, La
     missing = np.zeros(column.missing + 1)
     missing[-1] = 1.0
     share = 1.0 - column.n / column.rows
-    yield from _indicator(Signal("missing", (number,), both=share > 0), missing, max(share, 3.0 / column.rows))
+    yield from _indicator(Signal("missing", (number,), both=share > 0), missing, _told_by(share, column.rows))
 
 
 def _of_numbers(number: int, column: NumericColumn) -> Iterator[tuple[Signal, Floats, Law]]:
@@ -131,13 +147,13 @@ def _of_categories(number: int, column: CategoricalColumn) -> Iterator[tuple[Sig
         for place in common if len(counts) > 2 else common[:1]:
             hits = np.zeros(column.missing + 1)
             hits[place] = 1.0
-            yield from _indicator(Signal("category", (number,), [*column.counts][place]), hits, shares[place])
+            yield from _indicator(Signal("category", (number,), [*column.counts][place]), hits, _told_by(shares[place], column.rows))
         if len(common) < len(counts):
             hits = np.zeros(column.missing + 1)
             hits[len(common) : len(counts)] = 1.0
             # Of what occurred once, as much again is to be expected of what did not occur: it comes as unseen instead (Good 1953).
             known = shares[len(common) :].sum() - (counts == 1).sum() / column.rows
-            yield from _indicator(Signal("rare", (number,)), hits, max(known, 3.0 / column.rows))
+            yield from _indicator(Signal("rare", (number,)), hits, _told_by(known, column.rows))
     if len(counts):
         unseen = np.zeros(column.missing + 1)
         unseen[len(counts)] = 1.0
@@ -149,6 +165,12 @@ def _indicator(signal: Signal, hits: Floats, share: float) -> Iterator[tuple[Sig
         deviation = sqrt(share * (1.0 - share))
         law = Law(np.array([-share, 1.0 - share]) / deviation, np.array([1.0 - share, share]))
         yield signal, (hits - share) / deviation, law
+
+
+def _told_by(share: float, rows: int) -> float:
+    """A share, no nearer to 0 or 1 than that many rows can tell."""
+    least = min(0.5, 3.0 / rows)
+    return min(max(share, least), 1.0 - least)
 
 
 def _never_seen(counts: NDArray[np.int64], total: int) -> float:

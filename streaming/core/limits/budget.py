@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, FiniteFloat, NonNegativeInt
 
 from streaming.core.cusum.calibration import calibrate
 from streaming.core.cusum.recursion import BLOCK, accumulate
@@ -39,6 +39,8 @@ class BudgetLimit:
     def __post_init__(self) -> None:
         if (self.events is None) == (self.seconds is None):
             raise ValueError("a budget is so many events, or so many seconds: give one of the two")
+        if not (self.events or self.seconds or 0.0) >= 1.0:
+            raise ValueError(f"a budget is at least 1 event or second per false alarm, not {self.events or self.seconds}")
 
     @property
     def fingerprint(self) -> str:
@@ -50,11 +52,11 @@ class BudgetLimit:
 
 
 class _State(BaseModel):
-    rows: int
-    began: float
+    rows: NonNegativeInt
+    began: FiniteFloat
     events: float
     statistics: bytes
-    alarms: dict[str, tuple[int, float, int]]
+    alarms: dict[str, tuple[int, FiniteFloat, int]]
 
 
 class _Alarm(NamedTuple):
@@ -187,6 +189,24 @@ class BudgetJudge:
         kind = f"category {signal.category!r}" if signal.kind == "category" else signal.kind
         return f"{kind} {'up' if self._statistics.side[statistic] > 0 else 'down'}"
 
+    def began(self, window: SlidingWindow) -> int | None:
+        """Where the statistics that alarm last stood at 0, the first of them (Page 1954): the minimum of their cumulated steps."""
+        row = window.rows
+        standing = self._asked.get(row)
+        alarms = [alarm for alarm in (standing.alarms if standing else self._alarms).values() if self._is_over(alarm, row)]
+        statistics = [alarm.statistic for alarm in alarms]
+        codes = window.codes[self._columns]
+        lowest, began = np.full(len(alarms), np.inf), np.zeros(len(alarms), dtype=np.int64)
+        ends = np.array([codes.shape[1] - (row - alarm.row) for alarm in alarms], dtype=np.int64)
+        total = np.zeros(len(alarms))
+        for start in range(0, codes.shape[1], BLOCK):
+            steps = self._statistics.steps(self._signals.of(codes[:, start : start + BLOCK]))[:, statistics]
+            for place, step in enumerate(steps, start):
+                lower = (total <= lowest) & (place < ends)
+                lowest[lower], began[lower] = total[lower], place
+                total += step
+        return int(began.min()) if alarms else None
+
     def state(self) -> dict[str, Any]:
         return {
             "rows": self._rows,
@@ -203,6 +223,8 @@ class BudgetJudge:
         parts, count = range(len(self._names)), range(len(self._at))
         if len(at) != len(self._at) or any(part not in parts or alarm.statistic not in count for part, alarm in alarms.items()):
             raise ValueError(f"a memory of {len(at)} statistics for {len(self._at)}")
+        if not (np.isfinite(at) & (at >= 0.0)).all():
+            raise ValueError("a memory of statistics that are no numbers from 0")
         if known.events != self._events:
             if self._limit.seconds is None or not _FEWEST <= known.events <= _MOST:
                 raise ValueError(f"a memory of limits for {known.events:g} events")

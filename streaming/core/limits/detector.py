@@ -88,6 +88,9 @@ class DetectorJudge:
             findings.append(Finding(self._limit.name, column.name, self._limit.kind, score, 1.0, bool(recent), unknown))
         return findings, any(finding.over for finding in findings)
 
+    def began(self, window: SlidingWindow) -> int | None:
+        return None
+
     def state(self) -> dict[str, Any]:
         # A broken detector is never fed again: what it remembers is of no use, and it may not be able to say it.
         states = [

@@ -61,6 +61,9 @@ class EvidentlyJudge:
         share = self._limit.share
         return findings, drifting > 0 if share is None else drifting >= share * len(findings)
 
+    def began(self, window: SlidingWindow) -> int | None:
+        return None
+
     def state(self) -> dict[str, Any]:
         return {}
 

@@ -39,6 +39,11 @@ class Judge(Protocol):
         """
         ...
 
+    def began(self, window: SlidingWindow) -> int | None:
+        """Called after `judge` of the same window, of a limit that is breached: the window's row (0 = oldest) at which what it is about
+        began; None when this limit cannot tell."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """Its memory as plain values."""
         ...
