@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -93,6 +94,20 @@ def _parser() -> argparse.ArgumentParser:
     run = _command(pipeline, "run", _run_pipeline, "run the compiled pipeline on this machine", extra="pipeline")
     run.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the pipeline; may be repeated")
     run.add_argument("--folder", type=Path, default=Path("output/runs"), help="where runs leave their files (default: %(default)s)")
+
+    bench = commands.add_parser("bench", help="benchmarks that anyone can repeat").add_subparsers(metavar="COMMAND", required=True)
+    detection = _command(bench, "detection", _bench_detection, "how soon each policy sees a change, how often there is none", extra="watch")
+    detection.add_argument("--seeds", type=int, default=5, metavar="N", help="of each stream (default: %(default)s)")
+    detection.add_argument("--events", type=int, default=100_000, metavar="N", help="quiet ones for each seed (default: %(default)s)")
+    detection.add_argument("--only", default="", metavar="NAME", help="streams with this in their name")
+    detection.add_argument("--policy", action="append", default=[], metavar="NAME", help="driftloop, evidently, adwin or kswin")
+    detection.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: one for each core)")
+    detection.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    speed = _command(bench, "speed", _bench_speed, "events per second through the core, next to Evidently's own code", extra="watch,report")
+    speed.add_argument("--only", default="", metavar="NAME", help="cases with this in their name")
+    speed.add_argument("--rounds", type=int, default=3, metavar="N", help="the median counts (default: %(default)s)")
+    speed.add_argument("--no-evidently", action="store_true", help="our own figures alone, in a tenth of the time")
+    speed.add_argument("--json", action="store_true", help="one JSON object instead of the table")
 
     init = _command(commands, "init", _init, "write a commented configuration to start from")
     init.add_argument("--config", type=Path, default=Path("driftloop.yaml"), metavar="FILE", help="default: %(default)s")
@@ -241,6 +256,22 @@ def _run_pipeline(options: argparse.Namespace) -> int:
     run_id, state = run_local(dict(text.split("=", 1) for text in options.param), folder=options.folder)
     sys.stdout.write(f"run {run_id}: {state.state}{f': {state.error}' if state.error else ''}\n")
     return 0 if state.state == "succeeded" else 1
+
+
+def _bench_detection(options: argparse.Namespace) -> int:
+    from streaming.bench.detection import run, table
+
+    result = run(options.seeds, only=options.only, policies=options.policy, events=options.events, workers=options.workers)
+    sys.stdout.write((json.dumps(result) if options.json else table(result)) + "\n")
+    return 0
+
+
+def _bench_speed(options: argparse.Namespace) -> int:
+    from streaming.bench.speed import run, table
+
+    result = run(only=options.only, rounds=options.rounds, evidently=not options.no_evidently)
+    sys.stdout.write((json.dumps(result) if options.json else table(result)) + "\n")
+    return 0
 
 
 def _init(options: argparse.Namespace) -> int:

@@ -74,11 +74,11 @@ def test_equal_samples_differ_by_nothing():
     assert distances == [0.0, 0.0]
 
 
-def test_references_of_different_sizes_go_together_by_ranks():
+def test_columns_with_other_different_values_go_together_by_ranks():
     rng = np.random.default_rng(2)
-    columns = reference_of({"x": rng.normal(size=90), "y": rng.normal(size=300), "z": rng.normal(size=7)}).columns[:-1]
-    assert [column.n for column in columns] == [90, 300, 7]
-    windows = [rng.normal(0.3, 1.0, 40) for _ in columns]
+    columns = reference_of({"x": rng.normal(size=90), "y": rng.integers(0, 4, 90).astype(float), "z": np.zeros(90)}).columns[:-1]
+    assert len({column.missing for column in columns}) == 3
+    windows = [rng.normal(0.3, 1.0, 40), rng.integers(0, 6, 40).astype(float), np.zeros(40)]
     codes = np.array([column.codes(window) for column, window in zip(columns, windows, strict=True)])
     measuring = ColumnwiseKs(columns)
     alone = [statistics.ks(column, window) for column, window in zip(columns, windows, strict=True)]

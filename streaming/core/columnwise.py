@@ -6,6 +6,7 @@ Both equal the functions of statistics.py, which take any window; here every cel
 from collections.abc import Sequence
 from functools import lru_cache
 from math import lcm
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,34 +16,32 @@ from streaming.core.reference import Codes, Floats, NumericColumn
 
 
 class ColumnwiseKs:
-    """The p-values of columns; their windows come as codes, columns x rows."""
+    """The p-values of columns with equally many values in the reference; their windows come as codes, columns x rows."""
 
     def __init__(self, columns: Sequence[NumericColumn]) -> None:
-        self._sizes = [column.n for column in columns]
+        self._size = columns[0].n
         places = [np.arange(column.missing) for column in columns]
         self._low = np.concatenate([column.below[codes >> 1] for column, codes in zip(columns, places, strict=True)])
         self._high = np.concatenate([column.below[(codes + 1) >> 1] for column, codes in zip(columns, places, strict=True)])
         self._starts = np.cumsum([0, *(len(codes) for codes in places[:-1])])[:, None]
+        self._at: tuple[int, NDArray[np.signedinteger[Any]], NDArray[np.signedinteger[Any]]] = (0, self._low, self._high)
 
     def scores(self, codes: Codes) -> list[float]:
-        ordered = np.sort(codes, axis=1)
-        rows = ordered.shape[1]
-        steps = [lcm(size, rows) for size in self._sizes]
-        of_reference = np.array([step // size for step, size in zip(steps, self._sizes, strict=True)])[:, None]
-        of_window = np.array([step // rows for step in steps])[:, None] * _places(rows + 1)
-        places = ordered + self._starts
-        at = self._high.take(places)
-        at *= of_reference
-        at -= of_window[:, 1:]
-        before = self._low.take(places)
-        before *= of_reference
-        before -= of_window[:, :-1]
-        # At a value that occurs several times, the first of its kind counts before it and the last at it.
-        differ = ordered[:, 1:] != ordered[:, :-1]
-        at[:, :-1] *= differ
-        before[:, 1:] *= differ
-        heights = np.maximum(np.maximum(at.max(axis=1), -at.min(axis=1)), np.maximum(before.max(axis=1), -before.min(axis=1)))
-        return [statistics.ks_p(size, rows, height) for size, height in zip(self._sizes, heights.tolist(), strict=True)]
+        places = np.sort(codes, axis=1) + self._starts
+        rows = places.shape[1]
+        step = lcm(self._size, rows)
+        # Whole numbers of half the width, where they fit, in steps of 1 / lcm.
+        width = np.int32 if step < 2**30 else np.int64
+        if self._at[0] != rows:
+            of_reference = step // self._size
+            self._at = (rows, (self._low * of_reference).astype(width), (self._high * of_reference).astype(width))
+        _, low, high = self._at
+        of_window = (_places(rows + 1) * (step // rows)).astype(width)
+        # The window's share grows at its values only: it is furthest above the reference's at one of them, and furthest below just
+        # before one. Of equal values the last is the highest of all and the first the lowest, so the others need not be told apart.
+        above = (of_window[1:] - high.take(places)).max(axis=1)
+        below = (low.take(places) - of_window[:-1]).max(axis=1)
+        return [statistics.ks_p(self._size, rows, height) for height in np.maximum(above, below).tolist()]
 
 
 class ColumnwiseWasserstein:
@@ -55,18 +54,35 @@ class ColumnwiseWasserstein:
 
     def scores(self, values: Floats) -> list[float]:
         ordered = np.sort(values, axis=1)
-        rows = ordered.shape[1]
-        of_reference, of_window, widths = statistics.quantile_cells(self._values.shape[1], rows)
-        if self._at[0] != rows:
-            self._at = (rows, self._values[:, of_reference])
-        gaps = ordered.take(of_window, axis=1)
-        np.subtract(self._at[1], gaps, out=gaps)
-        np.abs(gaps, out=gaps)
-        if widths is not None:
-            gaps *= widths
-        distances = gaps.sum(axis=1) if widths is not None else gaps.mean(axis=1)
+        size, rows = self._values.shape[1], ordered.shape[1]
+        if size % rows == 0:
+            distances = self._whole(ordered, size // rows)
+        else:
+            of_reference, of_window, widths = statistics.quantile_cells(size, rows)
+            if self._at[0] != rows:
+                self._at = (rows, self._values[:, of_reference])
+            gaps = ordered.take(of_window, axis=1)
+            np.subtract(self._at[1], gaps, out=gaps)
+            np.abs(gaps, out=gaps)
+            if widths is not None:
+                gaps *= widths
+            distances = gaps.sum(axis=1) if widths is not None else gaps.mean(axis=1)
         scores: list[float] = (distances / self._deviations).tolist()
         return scores
+
+    def _whole(self, ordered: Floats, times: int) -> Floats:
+        """Where each value of the window stands against `times` values of the reference: against the first of all, the second, ..."""
+        columns, rows = ordered.shape
+        if self._at[0] != rows:
+            self._at = (rows, np.ascontiguousarray(self._values.reshape(columns, rows, times).transpose(2, 0, 1)))
+        distances = np.zeros(columns)
+        gaps = np.empty_like(ordered)
+        for layer in self._at[1]:
+            np.subtract(layer, ordered, out=gaps)
+            np.abs(gaps, out=gaps)
+            distances += gaps.sum(axis=1)
+        distances /= self._values.shape[1]
+        return distances
 
 
 @lru_cache(maxsize=64)

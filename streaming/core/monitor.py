@@ -71,11 +71,12 @@ class Monitor:
         """As `feed`, by column. A verdict falls due at each slide of a full window, and where a limit asks for one."""
         start = 0
         while start < len(rows):
-            stretch = rows.part(start, min(len(rows), start + self._window.until_due))
+            until = min(len(rows), start + self._window.until_due)
+            stretch = rows if until - start == len(rows) else rows.part(start, until)
             asked = [frozenset(judge.observe(stretch)) for _, judge in self._limits]
             done = 0
             for stop in sorted({len(stretch)}.union(*asked)):
-                self._window.put(stretch.part(done, stop))
+                self._window.put(stretch if stop - done == len(stretch) else stretch.part(done, stop))
                 done = stop
                 due = self._window.due
                 called = [due or stop in rows for rows in asked]
@@ -133,7 +134,7 @@ class Monitor:
 
 
 def _plain(verdict: Verdict) -> dict[str, Any]:
-    return {**asdict(verdict), "findings": [asdict(finding) for finding in verdict.findings], "breached": list(verdict.breached)}
+    return {**asdict(verdict), "findings": [finding._asdict() for finding in verdict.findings], "breached": list(verdict.breached)}
 
 
 def _fingerprint(spec: MonitorSpec, reference: Reference) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +16,7 @@ class Span:
     last_time: float
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One test of one feature: `score` (a p-value or a distance) against `threshold`; `over` tells whether it drifts.
 
     `limit` names the limit that asked. `unknown` says why there is no score (then `score` is NaN and `over` False). `signal` says
@@ -124,7 +123,7 @@ class Notice:
 Outcome = Verdict | Decision | Notice
 
 _SPAN = tuple(one.name for one in fields(Span))
-_FINDING = tuple(one.name for one in fields(Finding))
+_FINDING = Finding._fields
 _VERDICT = tuple(one.name for one in fields(Verdict))
 
 

@@ -75,8 +75,12 @@ class SlidingWindow:
         self._columns = tuple(columns)
         length = 2 * spec.size
         self._codes: Codes = np.zeros((len(columns), length), dtype=np.int32)
+        # The numeric columns' cells in one block, of which `_cells` has the rows.
+        self._places = np.cumsum([not isinstance(column, CategoricalColumn) for column in columns]) - 1
+        self._numbers: Floats = np.empty((int(self._places[-1]) + 1, length), dtype=np.float64)
         self._cells: list[Values] = [
-            np.empty(length, dtype=object if isinstance(column, CategoricalColumn) else np.float64) for column in columns
+            np.empty(length, dtype=object) if isinstance(column, CategoricalColumn) else self._numbers[place]
+            for column, place in zip(columns, self._places, strict=True)
         ]
         self._offsets: NDArray[np.int64] = np.zeros(length, dtype=np.int64)
         self._times: Floats = np.zeros(length, dtype=np.float64)
@@ -121,6 +125,10 @@ class SlidingWindow:
     def values(self, index: int) -> Values:
         """The window's cells of one column, oldest first (a view: copy it to keep it)."""
         return self._cells[index][self._view()]
+
+    def numbers(self, indexes: Sequence[int]) -> Floats:
+        """The window's cells of these numeric columns, columns x rows, oldest first (a copy)."""
+        return self._numbers[self._places[indexes], self._view()]
 
     def span(self, partition: int, first: int = 0) -> Span:
         """The stretch of the log that the window's rows from number `first` (0 = oldest) came from."""

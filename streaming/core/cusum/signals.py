@@ -74,11 +74,9 @@ class Signals:
             if signal.kind == "level" and _commonest(columns[signal.columns[0]]) <= _PAIRED_UP_TO
         ]
         self._levels = np.array(levels if 2 <= len(levels) <= MOST_PAIRED else [], dtype=np.int64)
-        self.pairs = [
-            Signal("pair", (*self.singles[first].columns, *self.singles[second].columns))
-            for place, first in enumerate(self._levels)
-            for second in self._levels[place + 1 :]
-        ]
+        self._paired = np.triu_indices(len(self._levels), 1)
+        columns_of = [self.singles[number].columns for number in self._levels]
+        self.pairs = [Signal("pair", (*columns_of[first], *columns_of[second])) for first, second in zip(*self._paired, strict=True)]
 
     def of(self, codes: Codes) -> Floats:
         """The signals of each row, rows x signals, from codes (columns x rows)."""
@@ -87,10 +85,8 @@ class Signals:
         values[:, :count] = self._flat.take(codes[self._columns] + self._starts).T
         if self.pairs:
             levels = values[:, self._levels].clip(-_CLIP, _CLIP)
-            for place in range(len(self._levels) - 1):
-                rest = levels.shape[1] - place - 1
-                np.multiply(levels[:, place, None], levels[:, place + 1 :], out=values[:, count : count + rest])
-                count += rest
+            first, second = self._paired
+            np.multiply(levels.take(first, axis=1), levels.take(second, axis=1), out=values[:, count:])
         return values
 
     def alone(self, values: Floats) -> Floats:

@@ -96,9 +96,12 @@ class BudgetJudge:
         self._single = sum(len(part) == 1 for part in parts)
         numbers = {part: number for number, part in enumerate(parts)}
         self._part: NDArray[np.int64] = np.array([numbers[signal.columns] for signal in self._every])[self._statistics.signal]
-        # By part, so that the highest of each is one pass.
-        self._order = np.argsort(self._part, kind="stable")
-        self._starts = np.searchsorted(self._part[self._order], np.arange(len(parts)))
+        self._paired = np.flatnonzero(self._part >= self._single)
+        # The statistics of each single part, as a table: filled up with the part's first, which changes nothing.
+        of_part = [np.flatnonzero(self._part == part) for part in range(self._single)]
+        longest = max((len(places) for places in of_part), default=0)
+        self._of_single = np.array([np.append(places, np.repeat(places[:1], longest - len(places))) for places in of_part], dtype=np.int64)
+        self._told = [self._tell(statistic) for statistic in range(len(self._part))]
         self._at = np.zeros(len(self._part))
         self._rows = 0
         self._alarms: dict[int, _Alarm] = {}
@@ -136,8 +139,8 @@ class BudgetJudge:
         limit = self._statistics.limit
         after = self._statistics.steps(values)
         accumulate(after, self._at)
-        over = (after >= limit).any(axis=1)
-        if over.any():
+        if (after.max(axis=0) >= limit).any():
+            over = (after >= limit).any(axis=1)
             steps = self._statistics.steps(values)
             while over.any():
                 row = int(over.argmax())
@@ -167,24 +170,29 @@ class BudgetJudge:
     def judge(self, window: SlidingWindow) -> tuple[list[Finding], bool]:
         row = window.rows
         standing = self._asked.get(row) or _Standing(self._at / self._statistics.limit, self._alarms)
-        ordered = standing.scores[self._order]
-        highest = np.maximum.reduceat(ordered, self._starts)
-        over = [part for part, alarm in standing.alarms.items() if self._is_over(alarm, row)]
-        shown = {*range(self._single), *over}
-        if self._single < len(highest):
-            shown.add(self._single + int(highest[self._single :].argmax()))
+        scores = standing.scores
+        over = {part: alarm for part, alarm in standing.alarms.items() if self._is_over(alarm, row)}
+        highest = self._highest(scores)
         findings = []
-        for part in sorted(shown):
-            if part in over:
-                _, score, statistic = standing.alarms[part]
-            else:
-                score = float(highest[part])
-                stop = self._starts[part + 1] if part + 1 < len(self._starts) else len(ordered)
-                statistic = int(self._order[self._starts[part] + int(ordered[self._starts[part] : stop].argmax())])
-            findings.append(Finding(self._limit.name, self._names[part], "cusum", score, 1.0, part in over, signal=self._told(statistic)))
+        for part in sorted({*range(self._single), *over, *highest}):
+            alarm = over.get(part)
+            score, statistic = (alarm.score, alarm.statistic) if alarm else (float(scores[highest[part]]), highest[part])
+            told = self._told[statistic]
+            findings.append(Finding(self._limit.name, self._names[part], "cusum", score, 1.0, alarm is not None, "", told))
         return findings, bool(over)
 
-    def _told(self, statistic: int) -> str:
+    def _highest(self, scores: Floats) -> dict[int, int]:
+        """The highest statistic of each column, and of the pair in which it is highest of all pairs."""
+        if not self._single:
+            return {}
+        best = scores.take(self._of_single).argmax(axis=1)
+        highest = dict(enumerate(self._of_single[np.arange(self._single), best].tolist()))
+        if len(self._paired):
+            statistic = int(self._paired[int(scores[self._paired].argmax())])
+            highest[int(self._part[statistic])] = statistic
+        return highest
+
+    def _tell(self, statistic: int) -> str:
         signal = self._every[self._statistics.signal[statistic]]
         kind = f"category {signal.category!r}" if signal.kind == "category" else signal.kind
         return f"{kind} {'up' if self._statistics.side[statistic] > 0 else 'down'}"

@@ -49,6 +49,12 @@ class EvidentlyJudge:
     def __init__(self, limit: EvidentlyLimit, columns: Sequence[tuple[int, Column]]) -> None:
         self._limit = limit
         self._columns = columns
+        given = limit.threshold
+        self._threshold = {test: usual if given is None else given for test, usual in statistics.DEFAULT_THRESHOLDS.items()}
+        self._groups: dict[tuple[statistics.Test, int], list[tuple[int, NumericColumn]]] = {}
+        for index, column in columns:
+            if isinstance(column, NumericColumn) and column.n and (test := self._tested(column)) is not None:
+                self._groups.setdefault((test, column.n), []).append((index, column))
         self._together: dict[tuple[str, tuple[int, ...]], ColumnwiseKs | ColumnwiseWasserstein] = {}
 
     def observe(self, rows: Rows) -> Sequence[int]:
@@ -72,18 +78,17 @@ class EvidentlyJudge:
 
     def _measured(self, window: SlidingWindow) -> dict[int, Finding]:
         """The findings of those columns that can be measured together: numeric ones without a missing value in the window."""
-        groups: dict[tuple[statistics.Test, int], list[tuple[int, NumericColumn]]] = {}
-        for index, column in self._columns:
-            if isinstance(column, NumericColumn) and column.n and (test := self._tested(column)) is not None:
-                groups.setdefault((test, column.n), []).append((index, column))
         found: dict[int, Finding] = {}
-        for (test, _), group in groups.items():
-            cells = np.array([window.values(index) for index, _ in group])
-            finite = np.isfinite(cells).all(axis=1)
-            chosen = [one for one, whole in zip(group, finite.tolist(), strict=True) if whole]
+        for (test, _), group in self._groups.items():
+            indexes = [index for index, _ in group]
+            cells = window.numbers(indexes)
+            finite = np.logical_and.reduce(np.isfinite(cells), axis=1)
+            chosen, codes = group, window.codes[indexes]
+            if not finite.all():
+                chosen = [one for one, whole in zip(group, finite.tolist(), strict=True) if whole]
+                codes, cells = codes[finite], cells[finite]
             if chosen:
-                indexes = [index for index, _ in chosen]
-                scores = self._scores(test, chosen, window.codes[indexes], cells[finite])
+                scores = self._scores(test, chosen, codes, cells)
                 found |= {index: self._finding(column, test, score) for (index, column), score in zip(chosen, scores, strict=True)}
         return found
 
@@ -117,6 +122,6 @@ class EvidentlyJudge:
         return self._finding(column, chosen, statistics.measure(chosen, column, known))
 
     def _finding(self, column: Column, test: statistics.Test, score: float) -> Finding:
-        threshold = statistics.DEFAULT_THRESHOLDS[test] if self._limit.threshold is None else self._limit.threshold
+        threshold = self._threshold[test]
         unknown = "" if score == score else "the test is not defined on these values"
         return Finding(self._limit.name, column.name, test, score, threshold, statistics.over(test, score, threshold), unknown)
