@@ -230,7 +230,7 @@ class LibrdkafkaLog:
         while producer.flush(min(_LOOK_SECONDS, max(deadline - time.monotonic(), 0.0))) and time.monotonic() < deadline:
             if self._client.cause(looked):
                 # A connection broke: is there anybody to make a new one to?
-                self._client.partitions(producer)
+                self._client.partitions(producer, since=looked)
                 looked = time.monotonic()
 
     def _producing(self) -> Any:

@@ -77,8 +77,11 @@ class Librdkafka:
         """A producer; nobody has been spoken to yet."""
         return self._made(Producer, more)
 
-    def partitions(self, client: Any) -> list[int]:
-        """The topic's partitions. LogUnavailable within seconds: there is no such topic, no right to see it, or nobody to ask."""
+    def partitions(self, client: Any, *, since: float | None = None) -> list[int]:
+        """The topic's partitions. LogUnavailable within seconds: there is no such topic, no right to see it, or nobody to ask.
+
+        The error's cause may be one that was heard of after `since` (monotonic), by default after this call.
+        """
         topic, began = self.address.topic, time.monotonic()
         patience = _FIRST_SECONDS
         while True:
@@ -96,7 +99,7 @@ class Librdkafka:
             # A topic that was just made is not known everywhere, or has no leader, for a moment.
             passing = passing or (error.code() in _SETTLING and time.monotonic() - began < _SETTLE_SECONDS)
             if patience <= 0 or not passing or self._no_token or any(word in self.cause(began) for word in _HOPELESS):
-                raise self.told(error or KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART), since=began)
+                raise self.told(error or KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART), since=began if since is None else since)
             time.sleep(min(_PAUSE_SECONDS, patience))
 
     @contextmanager
