@@ -37,13 +37,13 @@ from streaming.core.cusum.signals import Kind, Law, Signal, Signals
 from streaming.core.reference import Codes, Floats
 
 _ALLOWANCES = (0.125, 0.25, 0.5)
-_PARTS = (0.2, 0.6, 0.2)
+_PARTS = (0.2, 0.5, 0.3)
 """The part of a signal's budget that each allowance has."""
 _PAIR_ALLOWANCES = (0.25, 0.5)
 _PAIR_PARTS = (0.5, 0.5)
-_SHARES: dict[Kind, float] = {"level": 0.5, "spread": 0.1, "category": 0.07, "rare": 0.03, "unseen": 0.1, "missing": 0.05, "pair": 0.15}
+_SHARES: dict[Kind, float] = {"level": 0.45, "spread": 0.15, "category": 0.07, "rare": 0.03, "unseen": 0.1, "missing": 0.05, "pair": 0.15}
 _TOGETHER = 2.2 / 3.0
-_SAFETY = 1.3
+_SAFETY = 2.0
 _OVERSHOOT = 1.166
 _ATOMS = 256
 _BANDWIDTH_OF_NOISE = 2.0
