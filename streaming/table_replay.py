@@ -71,46 +71,41 @@ class TableReplay:
     calibration_seconds: float = 0.0
 
     def __iter__(self) -> Iterator[Alarm]:
-        governor = replace(self.spec.governor, retrain=not self.keep_reference)
-        governing = governor.build()
         began = time.perf_counter()
-        size = len(next(iter(self.tables.reference.values())))
-        monitor = self._monitor(self.tables.reference)
-        total, start = len(self.tables.times), 0
-        grown, since = size, 0
-        while start < total:
-            # Where the reference is still growing, as far as it is to be taken anew.
-            stop = total if grown >= size else min(total, since + 2 * grown)
-            alarm = self._until_alarm(monitor, governing, start, stop)
-            self.events = alarm.event if alarm else stop
-            self.seconds = time.perf_counter() - began
-            if alarm is not None:
-                self.alarms.append(alarm)
-                yield alarm
-                start = since = alarm.event
-                if not self.keep_reference:
-                    grown = min(size, _FIRST_BASELINE)
-                    start = since + grown
-                    governing = governor.build()
-            else:
-                start = stop
-                if grown < size:
-                    grown = min(size, 2 * grown)
-            if not self.keep_reference and start < total and (alarm is not None or since + grown == start) and since:
-                monitor = self._monitor({name: cells[since : since + grown] for name, cells in self.tables.rows.items()})
-        self.events = total
-        self.seconds = time.perf_counter() - began
+        for alarm in self._kept() if self.keep_reference else self._renewed():
+            self.alarms.append(alarm)
+            self.events, self.seconds = alarm.event, time.perf_counter() - began
+            yield alarm
+        self.events, self.seconds = len(self.tables.times), time.perf_counter() - began
 
-    def _until_alarm(self, monitor: Monitor, governing: Governing, start: int, stop: int) -> Alarm | None:
+    def _kept(self) -> Iterator[Alarm]:
+        governing = replace(self.spec.governor, retrain=False).build()
+        return self._judged(self._monitor(self.tables.reference), governing, 0, len(self.tables.times))
+
+    def _renewed(self) -> Iterator[Alarm]:
+        total, size = len(self.tables.times), len(next(iter(self.tables.reference.values())))
+        sample, since, grown, start = self.tables.reference, 0, size, 0
+        governing = self.spec.governor.build()
+        while start < total:
+            # A reference that still grows is taken anew once there are twice as many rows.
+            stop = total if grown >= size else min(total, since + 2 * grown)
+            alarm = next(self._judged(self._monitor(sample), governing, start, stop), None)
+            if alarm is not None:
+                yield alarm
+                since, grown = alarm.event, min(size, _FIRST_BASELINE)
+                start = since + grown
+                governing = self.spec.governor.build()
+            else:
+                start, grown = stop, min(size, 2 * grown)
+            sample = {name: cells[since : since + grown] for name, cells in self.tables.rows.items()}
+
+    def _judged(self, monitor: Monitor, governing: Governing, start: int, stop: int) -> Iterator[Alarm]:
         for first in range(start, stop, _CHUNK):
-            last = min(stop, first + _CHUNK)
-            for verdict in monitor.take(self._rows(monitor.reference, first, last)):
+            for verdict in monitor.take(self._rows(monitor.reference, first, min(stop, first + _CHUNK))):
                 began = monitor.drift_began(verdict) if verdict.drift else verdict.window
                 decision = governing.judge(verdict, began)
                 if decision is not None and decision.action != "hold":
-                    event = verdict.window.last_offset + 1
-                    return Alarm(event, verdict.window.last_time, verdict)
-        return None
+                    yield Alarm(verdict.window.last_offset + 1, verdict.window.last_time, verdict)
 
     def _rows(self, reference: Reference, start: int, stop: int) -> Rows:
         cells = [self.tables.rows[column.name][start:stop] for column in reference.columns]

@@ -49,6 +49,15 @@ def test_a_reference_that_is_kept_alarms_once_as_long_as_the_change_is_there(fil
     assert replay.alarms[0].time == (replay.alarms[0].event - 1) * 60.0
 
 
+def test_with_a_reference_that_is_kept_each_incident_alarms_once(files, tmp_path):
+    table = pd.read_parquet(files / "events.parquet").drop(columns="when")
+    pd.concat([table, table, table.iloc[:CHANGE]]).to_csv(tmp_path / "back.csv", index=False)
+    replay = open_table(tmp_path / "back.csv", files / "reference.csv", keep_reference=True)
+    events = [alarm.event for alarm in replay]
+    assert [CHANGE < events[0] <= CHANGE + 20, ROWS + CHANGE < events[1] <= ROWS + CHANGE + 20, len(events)] == [True, True, 2]
+    assert [finding.feature for alarm in replay.alarms for finding in alarm.findings] == ["x", "x"]
+
+
 def test_a_second_change_is_found_against_the_new_reference(files, tmp_path):
     table = pd.read_parquet(files / "events.parquet").drop(columns="when")
     table = pd.concat([table, table.iloc[:CHANGE]])
