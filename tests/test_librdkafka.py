@@ -220,7 +220,7 @@ def test_a_broker_that_makes_us_wait_is_slow_and_not_away(double, log, monkeypat
 
 
 def test_what_was_not_let_through_in_time_is_throttled_and_does_not_come_later(double):
-    log = LibrdkafkaLog(to(double), patience=1.5)
+    log = LibrdkafkaLog(to(double), patience=2.5)
     double.hold = 0.5
     with pytest.raises(LogThrottled, match="throttled by the broker") as caught:
         log.append([event(number, f"ns/m{number % 6}", size=60_000) for number in range(200)])

@@ -93,8 +93,9 @@ class LibrdkafkaLog:
         places: dict[int, tuple[int, int]] = {}
         now, deadline = int(self._clock() * 1000), time.monotonic() + self._patience
         try:
-            for batch in self._batches(messages):
-                with self._client.translated():
+            # As one: a batch that had no time left may owe that to a throttle of an earlier one.
+            with self._client.translated():
+                for batch in self._batches(messages):
                     self._send(messages, batch, now, deadline, places)
         except LogUnavailable as error:
             error.appended = frozenset(places)
