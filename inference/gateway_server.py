@@ -143,7 +143,7 @@ def _local_log(options: GatewayOptions, stack: ExitStack) -> tuple[EmbeddedLog, 
 
 @contextmanager
 def _seldom_collected() -> Iterator[None]:
-    """Events leave no cycles behind, yet the collector would go through all that are under way again and again: an eighth of the time."""
+    """Events leave no cycles behind, yet the collector would go through all that are under way again and again."""
     before = gc.get_threshold()
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, *before[1:])

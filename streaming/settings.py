@@ -98,7 +98,7 @@ class DetectorLimitSettings(_Frozen):
         return self.name or self.detector.kind
 
 
-_BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s+per\s+(?:(\d+(?:\.\d+)?)\s*(k|M)?\s*events|(\d+(?:\.\d+)?\s*(?:s|m|h|d)))\s*")
+_BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s+per\s+(?:(\d+(?:\.\d+)?)\s*(k|M)?\s*events|(\d+(?:\.\d+)?)\s*(s|m|h|d))\s*")
 _THOUSANDS = {None: 1.0, "k": 1e3, "M": 1e6}
 
 
@@ -119,7 +119,7 @@ class FalseAlarms:
         if not match or not count:
             raise ValueError(f"{value!r} is no budget; write for example '1 per 30d' or '1 per 100k events'")
         if match[2] is None:
-            return cls(None, float(str(seconds(match[4]))) / count)
+            return cls(None, float(match[4]) * _UNITS[match[5]] / count)
         return cls(float(match[2]) * _THOUSANDS[match[3]] / count, None)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from certificates import Authority
 from pydantic import SecretStr
 from shared_broker import shared
 
@@ -125,3 +126,9 @@ def event_hub() -> Iterator[Connection]:
     with AmqpDouble({"hub": 4}) as double:
         auth = ConnectionString(connection_string=SecretStr(double.connection_string))
         yield Connection(url=f"eventhubs://127.0.0.1:{double.port}/hub", auth=auth, tls=False)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Signs certificates for servers and clients of a test file."""
+    return Authority(tmp_path_factory.mktemp("tls"))

@@ -18,7 +18,23 @@ from typing import Any
 from eventhubs_answers import Connection, HangUp
 from eventhubs_groups import Group
 
+from inference.event import Event
+from streaming.reader import everything
+
 TOPIC = "driftloop"
+KEY = "s3cretKey="
+STRING = f"Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=send;SharedAccessKey={KEY}"
+USERS = {"$ConnectionString": STRING, "alice": "wonderland"}
+"""Who may come in where a test wants it, by PLAIN: with a connection string, and with a password."""
+
+
+def event(number, model="ns/m", size=10):
+    namespace, _, name = model.partition("/")
+    return Event(f"e{number}", "pod-1", "t", extensions={"namespace": namespace, "inferenceservicename": name}, data=b"x" * size)
+
+
+def ids(log):
+    return [record.event.id for batch in everything(log) for record in batch]
 
 
 class EventHubsDouble:

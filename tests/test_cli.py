@@ -7,7 +7,6 @@ import sys
 import time
 
 import pytest
-from certificates import Authority
 
 from inference.errors import LogUnavailable
 from inference.event import Event
@@ -103,11 +102,6 @@ def configured(tmp_path, log, **environment):
     text = (tmp_path / "driftloop.yaml").read_text()
     (tmp_path / "driftloop.yaml").write_text(text.replace("log: .driftloop/log.db ", f"log: {log} ", 1))
     return ["check", "--connect", "--config", str(tmp_path / "driftloop.yaml")]
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

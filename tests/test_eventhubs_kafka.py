@@ -8,44 +8,23 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from certificates import Authority
 from pydantic import SecretStr
 
 pytest.importorskip("kafka", reason="kafka-python is not installed (extra `kafka`)")
 
-from eventhubs_double import EventHubsDouble, Partition
+from eventhubs_double import KEY, STRING, USERS, EventHubsDouble, Partition, event, ids
 from eventhubs_groups import Group
 
 from inference.errors import EventError, LogThrottled, LogUnavailable
-from inference.event import Event
 from inference.log import kafka_settings, open_feed, open_log
 from inference.log.connection import Connection, ConnectionString, Entra, Sasl, Tls
 from inference.log.credentials import EntraTokens
 from inference.log.kafka import KafkaLog
-from streaming.reader import everything
 from streaming.testing import poll_until
-
-KEY = "s3cretKey="
-STRING = f"Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=send;SharedAccessKey={KEY}"
-USERS = {"$ConnectionString": STRING, "alice": "wonderland"}
-
-
-def event(number, model="ns/m", size=10):
-    namespace, _, name = model.partition("/")
-    return Event(f"e{number}", "pod-1", "t", extensions={"namespace": namespace, "inferenceservicename": name}, data=b"x" * size)
-
-
-def ids(log):
-    return [record.event.id for batch in everything(log) for record in batch]
 
 
 def string(text=STRING):
     return ConnectionString(connection_string=SecretStr(text))
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module")

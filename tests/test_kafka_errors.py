@@ -9,12 +9,11 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
-from certificates import Authority
 from pydantic import SecretStr
 
 pytest.importorskip("kafka", reason="kafka-python is not installed (extra `kafka`)")
 
-from eventhubs_double import EventHubsDouble
+from eventhubs_double import KEY, STRING, USERS, EventHubsDouble
 
 from inference.errors import LogUnavailable, SettingsError
 from inference.log import kafka_settings, open_log
@@ -24,18 +23,9 @@ from inference.log.kafka import KafkaLog
 from inference.log.kafka_errors import Ears
 from streaming.testing import free_port
 
-KEY = "s3cretKey="
-STRING = f"Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=send;SharedAccessKey={KEY}"
-USERS = {"$ConnectionString": STRING, "alice": "wonderland"}
-
 
 def string(text=STRING):
     return ConnectionString(connection_string=SecretStr(text))
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 pytest.importorskip("confluent_kafka", reason="confluent-kafka is not installed (extra `librdkafka`)")
 
 from confluent_kafka import Producer
-from eventhubs_double import EventHubsDouble
+from eventhubs_double import KEY, STRING, USERS, EventHubsDouble, event, ids
 from kafka.record.memory_records import MemoryRecords
 from watchers import make_topic
 
@@ -30,31 +30,13 @@ from inference.spool import Forwarder
 from streaming.reader import everything
 from streaming.testing import poll_until
 
-KEY = "s3cretKey="
-STRING = f"Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=send;SharedAccessKey={KEY}"
-USERS = {"$ConnectionString": STRING, "alice": "wonderland"}
-
-
-def event(number, model="ns/m", size=10):
-    namespace, _, name = model.partition("/")
-    return Event(f"e{number}", "pod-1", "t", extensions={"namespace": namespace, "inferenceservicename": name}, data=b"x" * size)
-
 
 def to(double, topic="driftloop", **more):
     return Connection(url=f"kafka://{double.address}/{topic}", client="librdkafka", **more)
 
 
-def ids(log):
-    return [record.event.id for batch in everything(log) for record in batch]
-
-
 def alice(password="wonderland", mechanism="PLAIN"):
     return Sasl(kind="sasl", mechanism=mechanism, username="alice", password=SecretStr(password))
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

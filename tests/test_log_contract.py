@@ -5,7 +5,6 @@ import time
 import uuid
 
 import pytest
-from certificates import Authority
 from pydantic import SecretStr
 
 from inference.errors import EventError, LogUnavailable
@@ -50,11 +49,6 @@ def topic_of(client):
 
 def event_hub(request):
     return request.getfixturevalue("event_hub")
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

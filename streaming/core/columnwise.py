@@ -4,7 +4,6 @@ Both equal the functions of statistics.py, which take any window; here every cel
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from math import lcm
 from typing import Any
 
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 
 from streaming.core import statistics
 from streaming.core.reference import Codes, Floats, NumericColumn
+
+_Counts = NDArray[np.signedinteger[Any]]
 
 
 class ColumnwiseKs:
@@ -24,19 +25,19 @@ class ColumnwiseKs:
         self._low = np.concatenate([column.below[codes >> 1] for column, codes in zip(columns, places, strict=True)])
         self._high = np.concatenate([column.below[(codes + 1) >> 1] for column, codes in zip(columns, places, strict=True)])
         self._starts = np.cumsum([0, *(len(codes) for codes in places[:-1])])[:, None]
-        self._at: tuple[int, NDArray[np.signedinteger[Any]], NDArray[np.signedinteger[Any]]] = (0, self._low, self._high)
+        self._at: tuple[int, _Counts, _Counts, _Counts] = (0, self._low, self._high, self._high)
 
     def scores(self, codes: Codes) -> list[float]:
         places = np.sort(codes, axis=1) + self._starts
         rows = places.shape[1]
-        step = lcm(self._size, rows)
-        # Whole numbers of half the width, where they fit, in steps of 1 / lcm.
-        width = np.int32 if step < 2**30 else np.int64
         if self._at[0] != rows:
-            of_reference = step // self._size
-            self._at = (rows, (self._low * of_reference).astype(width), (self._high * of_reference).astype(width))
-        _, low, high = self._at
-        of_window = (_places(rows + 1) * (step // rows)).astype(width)
+            # Whole numbers in steps of 1 / lcm; of half the width, where they fit.
+            step = lcm(self._size, rows)
+            width = np.int32 if step < 2**30 else np.int64
+            low, high = (counts * (step // self._size) for counts in (self._low, self._high))
+            of_window = np.arange(rows + 1) * (step // rows)
+            self._at = (rows, low.astype(width), high.astype(width), of_window.astype(width))
+        _, low, high, of_window = self._at
         # The window's share grows at its values only: it is furthest above the reference's at one of them, and furthest below just
         # before one. Of equal values the last is the highest of all and the first the lowest, so the others need not be told apart.
         above = (of_window[1:] - high.take(places)).max(axis=1)
@@ -83,8 +84,3 @@ class ColumnwiseWasserstein:
             distances += gaps.sum(axis=1)
         distances /= self._values.shape[1]
         return distances
-
-
-@lru_cache(maxsize=64)
-def _places(size: int) -> NDArray[np.int64]:
-    return np.arange(size)

@@ -24,6 +24,7 @@ A reference in which a statistic runs up higher than all this lets it is one of 
 limit is that excursion, extended to the budget's length by the normal law of a walk as long as the excursion took.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log, log10, sqrt
 
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.special import ndtri
 
-from streaming.core.cusum.recursion import accumulate, blocks
+from streaming.core.cusum.recursion import blocks, walk
 from streaming.core.cusum.signals import Kind, Law, Signal, Signals
 from streaming.core.reference import Codes, Floats
 
@@ -76,6 +77,11 @@ class Statistics:
         steps *= self.side
         steps -= self.allowance
         return steps
+
+    def part(self, places: Sequence[int]) -> "Statistics":
+        """Those at these places alone."""
+        chosen = np.array(places, dtype=np.int64)
+        return Statistics(self.signals, self.signal[chosen], self.side[chosen], self.allowance[chosen], self.limit[chosen])
 
 
 def calibrate(signals: Signals, codes: Codes, events: float) -> Statistics:
@@ -150,12 +156,10 @@ def _with_cycles(known: _Known, cycles: Floats, signal: NDArray[np.int64], side:
     """Limits of statistics whose signals have a cycle: a part of the allowance is for the cycle, the rest for the noise around it."""
     best = np.full(len(signal), np.inf)
     for part in _CYCLE_PARTS:
-        state, highest = np.zeros(len(signal)), np.zeros(len(signal))
-        for start, stop in blocks(len(cycles)):
-            steps = cycles[start:stop].take(signal, axis=1) * side - part * allowance
-            accumulate(steps, state)
-            state = steps[-1].copy()
-            highest = np.maximum(highest, steps.max(axis=0))
+        highest = np.zeros(len(signal))
+        stretches = (cycles[start:stop].take(signal, axis=1) * side - part * allowance for start, stop in blocks(len(cycles)))
+        for reached in walk(stretches, len(signal)):
+            highest = np.maximum(highest, reached.max(axis=0))
         best = np.minimum(best, highest + known.limits(signal, side, (1.0 - part) * allowance, per_alarm))
     return best
 
@@ -186,20 +190,21 @@ def _siegmund(allowance: Floats, per_alarm: Floats | float) -> Floats:
 
 
 def _histogram(values: Floats) -> Law:
-    """A sample as a law of few values: the mean of each bin and its share."""
-    counts, edges = np.histogram(values, bins=_ATOMS)
-    sums, _ = np.histogram(values, bins=edges, weights=values)
-    held = counts > 0
-    return Law(sums[held] / counts[held], counts[held] / len(values))
+    """A sample as a law of few values."""
+    means, counts = _binned(values, None)
+    return Law(means, counts / len(values))
 
 
 def _few(law: Law) -> Law:
-    if len(law.values) <= _ATOMS:
-        return law
-    counts, edges = np.histogram(law.values, bins=_ATOMS, weights=law.shares)
-    sums, _ = np.histogram(law.values, bins=edges, weights=law.values * law.shares)
-    held = counts > 0
-    return Law(sums[held] / counts[held], counts[held])
+    return law if len(law.values) <= _ATOMS else Law(*_binned(law.values, law.shares))
+
+
+def _binned(values: Floats, shares: Floats | None) -> tuple[Floats, Floats]:
+    """The mean of each bin that holds any, and how much it holds: values, or their shares."""
+    held, edges = np.histogram(values, bins=_ATOMS, weights=shares)
+    sums, _ = np.histogram(values, bins=edges, weights=values if shares is None else values * shares)
+    some = held > 0
+    return sums[some] / held[some], held[some]
 
 
 def _exponents(laws: list[Law], signal: NDArray[np.int64], side: Floats, allowance: Floats) -> Floats:
@@ -241,14 +246,11 @@ def _unsure(exponent: Floats, relative: Floats) -> Floats:
 
 def _excursions(statistics: Statistics, values: Floats) -> tuple[Floats, Floats]:
     """How high each statistic gets over the reference, and how many rows it took from 0 to there."""
-    count = len(statistics.signal)
-    state, highest = np.zeros(count), np.zeros(count)
-    left, lasted = np.zeros(count), np.ones(count)
-    for start, stop in blocks(len(values)):
-        steps = statistics.steps(values[start:stop])
-        accumulate(steps, state)
-        state = steps[-1].copy()
-        for row, reached in enumerate(steps, start + 1):
+    count, row = len(statistics.signal), 0
+    highest, left, lasted = np.zeros(count), np.zeros(count), np.ones(count)
+    for stretch in walk((statistics.steps(values[start:stop]) for start, stop in blocks(len(values))), count):
+        for reached in stretch:
+            row += 1
             higher = reached > highest
             if higher.any():
                 lasted[higher] = row - left[higher]

@@ -1,6 +1,6 @@
 """The recursion: S = max(0, S + x - allowance) of every statistic, row by row, all statistics at once (Page 1954)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -23,3 +23,12 @@ def accumulate(steps: Floats, start: Floats) -> None:
         add(row, before, out=row)
         maximum(row, 0.0, out=row)
         before = row
+
+
+def walk(stretches: Iterable[Floats], count: int) -> Iterator[Floats]:
+    """The statistics after each row, a stretch of steps at a time, from 0 on."""
+    state = np.zeros(count)
+    for steps in stretches:
+        accumulate(steps, state)
+        state = steps[-1].copy()
+        yield steps

@@ -92,7 +92,9 @@ class Signals:
     def alone(self, values: Floats) -> Floats:
         """The mean square that each pair would have if its two columns did not depend on each other."""
         squares = (values[:, self._levels].clip(-_CLIP, _CLIP) ** 2).mean(axis=0)
-        return np.array([squares[one] * squares[two] for one in range(len(squares)) for two in range(one + 1, len(squares))])
+        first, second = self._paired
+        alone: Floats = squares[first] * squares[second]
+        return alone
 
 
 def _commonest(column: Column) -> float:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, FiniteFloat, NonNegativeInt
 
 from streaming.core.cusum.calibration import calibrate
-from streaming.core.cusum.recursion import BLOCK, accumulate
+from streaming.core.cusum.recursion import BLOCK, accumulate, blocks
 from streaming.core.cusum.signals import Signals
 from streaming.core.limits.seam import chosen_columns
 from streaming.core.reference import Floats, Reference
@@ -202,13 +202,13 @@ class BudgetJudge:
         row = window.rows
         standing = self._asked.get(row)
         alarms = [alarm for alarm in (standing.alarms if standing else self._alarms).values() if self._is_over(alarm, row)]
-        statistics = [alarm.statistic for alarm in alarms]
+        statistics = self._statistics.part([alarm.statistic for alarm in alarms])
         codes = window.codes[self._columns]
         lowest, began = np.full(len(alarms), np.inf), np.zeros(len(alarms), dtype=np.int64)
         ends = np.array([codes.shape[1] - (row - alarm.row) for alarm in alarms], dtype=np.int64)
         total = np.zeros(len(alarms))
-        for start in range(0, codes.shape[1], BLOCK):
-            steps = self._statistics.steps(self._signals.of(codes[:, start : start + BLOCK]))[:, statistics]
+        for start, stop in blocks(codes.shape[1]):
+            steps = statistics.steps(self._signals.of(codes[:, start:stop]))
             for place, step in enumerate(steps, start):
                 lower = (total <= lowest) & (place < ends)
                 lowest[lower], began[lower] = total[lower], place
