@@ -157,7 +157,24 @@ class Message(NamedTuple):
         return cls(event.model, kafka_headers(event), event.data)
 
 
-def lasting_headers(event: Event) -> list[tuple[str, str]] | None:
+def lasting_message(event: Event) -> Message:
+    """The event's message; EventError when it would be another event after its way through a log, which can't take it back."""
+    headers = _lasting_headers(event)
+    if headers is not None:
+        return Message(event.model, headers, event.data)
+    _, written, value = to_kafka(event)
+    try:
+        same = from_kafka(written, value) == event
+    except EventError as error:
+        raise EventError("unreadable", f"the event {event.id[:100]!r} could not be read back from a log: {error}") from error
+    if not same:
+        raise EventError(
+            "unreadable", f"the event {event.id[:100]!r} would change on a log; attribute names must be lower case, its data bytes"
+        )
+    return Message.of(event)
+
+
+def _lasting_headers(event: Event) -> list[tuple[str, str]] | None:
     """`kafka_headers`, if it can be told at a glance that the event is the same after a way through Kafka; None: try it."""
     id_, source, type_, extensions = event.id, event.source, event.type, event.extensions
     headers = [("ce_specversion", "1.0"), ("ce_id", id_), ("ce_source", source), ("ce_type", type_)]

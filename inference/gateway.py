@@ -33,9 +33,8 @@ from inference.access import Access
 from inference.admission import admit, noise
 from inference.episode import Episode
 from inference.errors import EventError, LogCorrupt, LogError, LogFull
-from inference.gateway_writer import Letter, Writer
+from inference.gateway_writer import Intake, Letter, Writer
 from inference.latency import Latency
-from inference.log.embedded import EmbeddedLog
 from inference.spool import Forwarder
 from inference.tee import Tee
 
@@ -70,7 +69,7 @@ class Gateway:
 
     def __init__(
         self,
-        log: EmbeddedLog,
+        log: Intake,
         *,
         access: Access | None = None,
         close_connections: bool = False,
@@ -91,7 +90,7 @@ class Gateway:
         self._max_waiting_bytes = max_waiting_bytes
         self._body_timeout = body_timeout
         self._waiting = self._waiting_bytes = 0
-        self._writer = Writer(log, forwarder.fresh.put if forwarder is not None else None)
+        self._writer = Writer(log)
         self._refusing = Episode(logger)
         self._latency = Latency()
         self._received = self._appended = self._disconnected = self._letters_lost = 0

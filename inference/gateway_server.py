@@ -12,14 +12,15 @@ from types import FrameType
 import uvicorn
 
 from inference.access import Access
-from inference.errors import ServiceError, SettingsError
+from inference.errors import LogError, ServiceError, SettingsError
 from inference.gateway import Gateway
 from inference.gateway_protocol import GatewayProtocol
+from inference.gateway_writer import Intake
 from inference.log import open_log
 from inference.log.address import is_remote
 from inference.log.connection import Connection
 from inference.log.embedded import EmbeddedLog
-from inference.spool import Forwarder
+from inference.spool import Forwarder, Spool
 from inference.tee import Tee, TeeOptions
 
 # At most so much of a message is kept: 64 KiB of its body, and its head.
@@ -114,7 +115,7 @@ def serve_gateway(options: GatewayOptions, on_ready: Callable[[int], None] | Non
             server.run(sockets=[listener])
 
 
-def _local_log(options: GatewayOptions, stack: ExitStack) -> tuple[EmbeddedLog, Forwarder | None]:
+def _local_log(options: GatewayOptions, stack: ExitStack) -> tuple[Intake, Forwarder | None]:
     """The log that the gateway itself writes to: the embedded log, or the spool in front of another with its forwarder running."""
     connection = options.log
     if not is_remote(connection.url):
@@ -125,15 +126,12 @@ def _local_log(options: GatewayOptions, stack: ExitStack) -> tuple[EmbeddedLog, 
         raise SettingsError(
             [f"log {connection.url}: give --spool FOLDER (or gateway.spool), where events wait on this disk while the log is away"]
         )
-    try:
-        options.spool.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ServiceError(
-            f"the spool {options.spool} cannot be written: {error.strerror}; give a folder that this process may write to"
-        ) from error
     # Dead letters stay; so few that they take no more than a tenth of what the spool may.
     letters = max(10, min(1_000, options.spool_bytes // 10 // DEAD_LETTER_BYTES))
-    spool = EmbeddedLog(options.spool / "spool.db", retention_bytes=options.spool_bytes, refuse_when_full=True, max_dead_letters=letters)
+    try:
+        spool = Spool(options.spool, max_bytes=options.spool_bytes, max_dead_letters=letters)
+    except LogError as error:
+        raise ServiceError(str(error)) from error
     stack.enter_context(closing(spool))
     forwarder = Forwarder(spool, lambda: open_log(connection))
     forwarder.start()

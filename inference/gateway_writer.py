@@ -3,14 +3,13 @@
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from inference.errors import EventError, LogError
 from inference.event import Event
-from inference.log.embedded import EmbeddedLog
 
 BATCH_EVENTS = 1_000
 BATCH_BYTES = 16 * 1024 * 1024
@@ -31,18 +30,33 @@ class Letter(NamedTuple):
 
 Work = Event | Letter
 Done = Callable[[Exception | None], None]
-Written = Callable[[Sequence[tuple[int, int]], Sequence[Event]], None]
+
+
+class Intake(Protocol):
+    """Where events are put: the embedded log, or the spool in front of another."""
+
+    def append(self, events: Sequence[Event]) -> object:
+        """All or nothing; EventError when one of them can't stand there, else LogError."""
+        ...
+
+    def set_aside(self, reason: str, message: str, headers: Sequence[tuple[str, str]], body: bytes) -> None:
+        """Keep a message that can't be accepted."""
+        ...
+
+    def count_dead_letters(self, counts: Mapping[str, int]) -> None:
+        """Count messages of which nothing is kept."""
+        ...
+
+    def dead_letter_counts(self) -> dict[str, int]:
+        """How many there ever were, by reason."""
+        ...
 
 
 class Writer:
-    """Used from one event loop only. What is put is written in the order in which it was put.
+    """Used from one event loop only. What is put is written in the order in which it was put."""
 
-    `written` is told, on the thread, of events that stand on the log now: their places, in order.
-    """
-
-    def __init__(self, log: EmbeddedLog, written: Written | None = None) -> None:
+    def __init__(self, log: Intake) -> None:
         self._log = log
-        self._written = written
         self._queue: deque[tuple[Work, Done]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log-writer")
@@ -106,24 +120,19 @@ class Writer:
         It must not raise, or the senders would wait for ever.
         """
         events = [work for work in batch if isinstance(work, Event)]
-        together = self._try(partial(self._append, events)) if events else None
+        together = self._try(partial(self._log.append, events)) if events else None
         alone = isinstance(together, EventError) and len(events) > 1
         outcomes: list[Exception | None] = []
         for work in batch:
             if isinstance(work, Letter):
                 outcomes.append(self._try(partial(self._log.set_aside, *work)))
             elif alone:  # one of them can't stand on the log, which must not cost the others their place
-                outcomes.append(self._try(partial(self._append, [work])))
+                outcomes.append(self._try(partial(self._log.append, [work])))
             else:
                 outcomes.append(together)
         if lost and not isinstance(together, LogError) and self._try(partial(self._log.count_dead_letters, lost)) is None:
             lost = Counter()
         return outcomes, lost
-
-    def _append(self, events: Sequence[Event]) -> None:
-        places = self._log.append(events)
-        if self._written is not None:
-            self._written(places, events)
 
     def _try(self, step: Callable[[], object]) -> Exception | None:
         try:

@@ -11,7 +11,7 @@ from inference.errors import LogThrottled, LogUnavailable
 from inference.event import RESPONSE
 from inference.gateway_metrics import exposition
 from inference.log.embedded import EmbeddedLog
-from inference.spool import Forwarder
+from inference.spool import Forwarder, Spool
 from inference.tee import Tee, TeeOptions
 from streaming.testing import Answer, Receiver, poll_until
 
@@ -80,10 +80,10 @@ class Log:
 
 @pytest.mark.parametrize(("error", "state"), [(LogThrottled("slower"), 1), (LogUnavailable("away"), 2)])
 def test_the_state_of_the_log_and_what_waits_for_it_can_be_seen(tmp_path, error, state):
-    spool, log = EmbeddedLog(tmp_path / "spool.db", refuse_when_full=True), Log()
+    spool, log = Spool(tmp_path / "spool"), Log()
     forwarder = Forwarder(spool, lambda: log)
     forwarder.start()
-    with running(tmp_path / "spool.db", log=spool, forwarder=forwarder) as served:
+    with running(tmp_path / "spool", log=spool, forwarder=forwarder) as served:
         assert scraped(served)["log_state",] == 0
         log.error = error
         assert served.ask("POST", "/", b"{}", ce()) == (200, b"")

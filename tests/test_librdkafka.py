@@ -22,11 +22,10 @@ from inference.event import Event, Message, to_kafka
 from inference.log import librdkafka, librdkafka_feed, librdkafka_settings, open_feed, open_log
 from inference.log.connection import Connection, ConnectionString, Entra, Sasl, Tls
 from inference.log.credentials import EntraTokens
-from inference.log.embedded import EmbeddedLog
 from inference.log.kafka import KafkaLog
 from inference.log.librdkafka import LibrdkafkaLog
 from inference.log.librdkafka_feed import LibrdkafkaFeed
-from inference.spool import Forwarder
+from inference.spool import Forwarder, Spool
 from streaming.reader import everything
 from streaming.testing import poll_until
 
@@ -177,12 +176,12 @@ def test_messages_are_carried_as_they_are_to_the_places_that_are_told(double, lo
 
 
 def test_a_spool_is_carried_to_it_from_the_disk_and_from_memory(double, log, tmp_path):
-    spool, events = EmbeddedLog(tmp_path / "spool.db"), [event(number, f"ns/m{number % 3}") for number in range(60)]
+    spool, events = Spool(tmp_path / "spool"), [event(number, f"ns/m{number % 3}") for number in range(60)]
     spool.append(events[:30])
     forwarder = Forwarder(spool, lambda: LibrdkafkaLog(to(double)))
     forwarder.start()
     assert poll_until(lambda: forwarder.forwarded == 30)
-    forwarder.fresh.put(spool.append(events[30:]), events[30:])
+    spool.append(events[30:])
     assert poll_until(lambda: forwarder.forwarded == 60)
     forwarder.stop()
     read = [record.event for batch in everything(log) for record in batch]

@@ -12,7 +12,6 @@ from inference.event import Event
 from inference.log import open_log
 from inference.log.address import KafkaAddress, is_eventhubs
 from inference.log.connection import Connection, ConnectionString, Tls
-from inference.log.embedded import EmbeddedLog
 from streaming.reader import everything
 
 MODELS = [f"ns/model-{number}" for number in range(6)]
@@ -227,20 +226,3 @@ def test_an_address_that_will_not_do_says_what_one_looks_like(wrong):
 
 def test_an_address_is_read_with_its_defaults():
     assert str(KafkaAddress.parse("kafka://a,b:1")) == "kafka://a:9092,b:1/driftloop"
-
-
-def test_a_spool_drops_what_was_carried_on_and_refuses_rather_than_lose(tmp_path):
-    spool = EmbeddedLog(tmp_path / "spool.db", retention_bytes=20_000, refuse_when_full=True)
-    with pytest.raises(LogUnavailable, match="full"):
-        for number in range(200):
-            spool.append([event(MODELS[number % 6], number, b"x" * 100)])
-    kept = [record for batch in everything(spool) for record in batch]
-    assert len(kept) > 20
-    ends = spool.end_positions()
-    half = {record.partition: record.offset + 1 for record in kept[: len(kept) // 2]}
-    spool.drop_before(half)
-    assert [record for batch in everything(spool) for record in batch] == kept[len(kept) // 2 :]
-    spool.append([event(MODELS[0], 999)])
-    spool.drop_before(spool.end_positions())
-    assert spool.start_positions() == spool.end_positions() != ends
-    spool.append([event(MODELS[number % 6], number, b"x" * 100) for number in range(20)])

@@ -8,8 +8,7 @@ import pytest
 
 from inference.errors import EventError, LogThrottled, LogUnavailable, SettingsError
 from inference.event import Event, from_kafka_text
-from inference.log.embedded import EmbeddedLog
-from inference.spool import Forwarder
+from inference.spool import Forwarder, Spool
 from streaming.testing import poll_until
 
 
@@ -39,14 +38,14 @@ class Target:
 
 @pytest.fixture
 def spool(tmp_path):
-    log = EmbeddedLog(tmp_path / "spool.db", refuse_when_full=True)
+    log = Spool(tmp_path / "spool")
     yield log
     log.close()
 
 
 def wait_empty(spool, timeout=20):
     end = time.monotonic() + timeout
-    while spool.start_positions() != spool.end_positions():
+    while spool.start != spool.end:
         assert time.monotonic() < end
         time.sleep(0.01)
 
@@ -80,7 +79,7 @@ def test_a_stop_carries_what_is_there_while_the_log_takes_it(spool):
     forwarder.start()
     forwarder.stop()
     assert len(target.got) == 2500
-    assert spool.start_positions() == spool.end_positions()
+    assert spool.start == spool.end
 
 
 def test_a_log_that_is_away_and_takes_half_loses_nothing_and_keeps_the_order(spool):
@@ -160,7 +159,7 @@ def test_only_what_the_log_has_is_dropped(spool):
     forwarder.start()
     entered.wait(10)
     spool.append([event(number) for number in range(10, 15)])
-    assert len(spool.read(spool.start_positions())) == 15
+    assert len(spool.read(spool.start)) == 15
     release.set()
     wait_empty(spool)
     forwarder.stop()
@@ -289,24 +288,24 @@ def test_of_many_events_only_those_that_the_log_refuses_are_set_aside(spool):
     assert target.calls < 100, "half by half, not one by one"
 
 
-class LockedNow(EmbeddedLog):
+class LockedNow(Spool):
     """A spool that can be made to fail at what is asked of it."""
 
     failing = frozenset()
 
-    def drop_before(self, positions):
+    def drop_before(self, number):
         if "drop" in self.failing:
             raise LogUnavailable("the disk is full")
-        super().drop_before(positions)
+        super().drop_before(number)
 
-    def read_messages(self, positions, limit=1000):
+    def take(self, number, limit):
         if "read" in self.failing:
             raise LogUnavailable("the disk failed")
-        return super().read_messages(positions, limit)
+        return super().take(number, limit)
 
 
 def test_a_spool_that_can_drop_nothing_doubles_nothing_and_catches_up(tmp_path, caplog):
-    spool = LockedNow(tmp_path / "spool.db", refuse_when_full=True)
+    spool = LockedNow(tmp_path / "spool")
     spool.failing = {"drop"}
     spool.append([event(number) for number in range(50)])
     target = Target()
@@ -325,7 +324,7 @@ def test_a_spool_that_can_drop_nothing_doubles_nothing_and_catches_up(tmp_path, 
 
 
 def test_a_spool_that_cannot_be_read_is_not_told_as_a_log_that_is_away(tmp_path, caplog):
-    spool = LockedNow(tmp_path / "spool.db", refuse_when_full=True)
+    spool = LockedNow(tmp_path / "spool")
     spool.failing = {"read"}
     spool.append([event(1)])
     target = Target()
@@ -400,13 +399,3 @@ def test_a_log_that_takes_messages_as_they_are_gets_them_so(spool):
     forwarder.stop()
     assert sorted(from_kafka_text(m.headers, m.value).id for m in target.got) == sorted(e.id for e in sent)
     assert {m.key: from_kafka_text(m.headers, m.value) for m in target.got} == {e.model: e for e in sent}
-
-
-def test_a_damaged_record_in_the_spool_is_told_with_its_place(spool, caplog):
-    spool.append([event(1)])
-    spool._connection.execute("UPDATE records SET headers = x'ff'")
-    forwarder = Forwarder(spool, Target)
-    forwarder.start()
-    assert poll_until(lambda: "is damaged" in caplog.text)
-    forwarder.stop()
-    assert "partition" in caplog.text

@@ -1,4 +1,4 @@
-"""The embedded log: partitions and offsets in one SQLite file, for a laptop, an edge box, or the gateway's own spool.
+"""The embedded log: partitions and offsets in one SQLite file, for a laptop or an edge box.
 
 A record is kept as its Kafka message (key, headers, value), so Kafka and this log share one encoding. An append is one
 transaction in WAL mode: all or nothing, and it survives a kill of the process (a power cut may take the last moments, as
@@ -23,10 +23,9 @@ from typing import NamedTuple
 import orjson
 
 from inference.errors import EventError, LogCorrupt, LogError, LogFull, LogUnavailable, SettingsError
-from inference.event import Event, Message, from_kafka, from_kafka_text, kafka_headers, lasting_headers, to_kafka
+from inference.event import Event, from_kafka_text, lasting_message
 from inference.log import Record, dead_letters, grown_beyond
 from inference.log.dead_letters import DeadLetter
-from inference.log.room import WAL_BYTES, check_room
 
 FORMAT = 1
 SHIFT = 48
@@ -36,6 +35,8 @@ RETENTION_EVERY_EVENTS = 500
 RETENTION_EVERY_SECONDS = 60.0
 ROW_OVERHEAD = 40
 POLL_SECONDS = 0.02
+WAL_BYTES = 64 * 1024 * 1024
+"""What SQLite's WAL may keep of the disk."""
 
 _SCHEMA = (
     "CREATE TABLE driftloop_meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
@@ -46,14 +47,6 @@ _SCHEMA = (
     " key BLOB NOT NULL, headers BLOB NOT NULL, value BLOB NOT NULL)",
     *dead_letters.SCHEMA,
 )
-
-
-class Extent(NamedTuple):
-    """Events on a log, their bytes, and when the oldest was appended (seconds since 1970; None: there are none)."""
-
-    events: int
-    bytes: int
-    oldest: float | None
 
 
 class _Partition(NamedTuple):
@@ -73,7 +66,6 @@ class EmbeddedLog:
         partitions: int = 4,
         retention_seconds: float = 7 * 86_400.0,
         retention_bytes: int = 2_000_000_000,
-        refuse_when_full: bool = False,
         max_dead_letters: int = 1_000,
         busy_timeout: float = 5.0,
         clock: Callable[[], float] = time.time,
@@ -85,7 +77,6 @@ class EmbeddedLog:
         self.path = path
         self._retention_seconds = retention_seconds
         self._retention_bytes = retention_bytes
-        self._refuse_when_full = refuse_when_full
         self._max_dead_letters = max_dead_letters
         self._busy_timeout = busy_timeout
         self._clock = clock
@@ -122,38 +113,20 @@ class EmbeddedLog:
                 for partition, state in before.items()
             }
             self._since_retention += len(rows)
-            if self._refuse_when_full:
-                check_room(self.path, connection, sum(state.bytes for state in states.values()), self._retention_bytes)
-            else:
-                self._retain(connection, states, now)
+            self._retain(connection, states, now)
             _save(connection, {number: state for number, state in states.items() if state != before[number]})
         return places
 
     def read(self, positions: Mapping[int, int], limit: int = 1000) -> list[Record]:
         """As `EventLog.read`, oldest first over all given partitions: by time of append, then by partition and offset."""
-        return [self._record(place, timestamp, headers, value) for timestamp, place, _, headers, value, _ in self._rows(positions, limit)]
-
-    def read_messages(self, positions: Mapping[int, int], limit: int = 1000) -> list[tuple[int, int, Message]]:
-        """As `read`, for who only carries them on: partition, offset and message of each."""
-        found = []
-        for _, place, key, headers, value, _ in self._rows(positions, limit):
-            partition, offset = _split(place)
-            try:
-                found.append((partition, offset, Message(key.decode(), orjson.loads(headers), value)))
-            except ValueError as error:
-                raise self._damaged(place, error) from error
-        return found
-
-    def _rows(self, positions: Mapping[int, int], limit: int) -> list[tuple[float, int, bytes, bytes, bytes, int]]:
-        """Time, place, key, headers, value and size."""
         if limit <= 0:
             return []
-        found: list[tuple[float, int, bytes, bytes, bytes, int]] = []
+        found: list[tuple[float, int, bytes, bytes, int]] = []
         with self._snapshot() as connection:
             self._check(positions, _states(connection))
             heads = [
                 connection.execute(
-                    "SELECT timestamp, place, key, headers, value, size FROM records WHERE place >= ? AND place < ? ORDER BY place LIMIT ?",
+                    "SELECT timestamp, place, headers, value, size FROM records WHERE place >= ? AND place < ? ORDER BY place LIMIT ?",
                     (partition << SHIFT | max(offset, 0), (partition + 1) << SHIFT, limit),
                 )
                 for partition, offset in positions.items()
@@ -161,12 +134,12 @@ class EmbeddedLog:
             room = READ_BYTES
             for row in islice(heapq.merge(*heads, key=lambda row: (row[0], row[1])), limit):
                 found.append(row)
-                room -= row[5]
+                room -= row[4]
                 if room <= 0:
                     break
             for head in heads:
                 head.close()
-        return found
+        return [self._record(place, timestamp, headers, value) for timestamp, place, headers, value, _ in found]
 
     def wait_for(self, positions: Mapping[int, int], timeout: float) -> bool:
         """Wait until an event stands at or after one of `positions`; False when `timeout` seconds brought none."""
@@ -179,17 +152,6 @@ class EmbeddedLog:
     def end_positions(self) -> dict[int, int]:
         with self._snapshot() as connection:
             return {partition: state.next for partition, state in _states(connection).items()}
-
-    def extent(self) -> "Extent":
-        """How much stands on the log now; dead letters are not in it."""
-        with self._snapshot() as connection:
-            states = _states(connection)
-            oldest = connection.execute(
-                f"SELECT min(timestamp) FROM records WHERE place IN ({', '.join('?' * len(states))})",  # noqa: S608 - question marks only
-                [partition << SHIFT | state.start for partition, state in states.items()],
-            ).fetchone()[0]
-        events = sum(state.next - state.start for state in states.values())
-        return Extent(events, sum(state.bytes for state in states.values()), oldest)
 
     def partition_of(self, model: str) -> int:
         return zlib.crc32(model.encode()) % self.partitions
@@ -221,22 +183,6 @@ class EmbeddedLog:
         """Count messages, by reason, of which nothing could be kept."""
         with self._transaction() as connection:
             dead_letters.count(connection, counts)
-
-    def drop_before(self, positions: Mapping[int, int]) -> None:
-        """Drop every event before these positions: somebody else has them now. Offsets go on as if nothing had happened."""
-        with self._transaction() as connection:
-            before = _states(connection)
-            self._check(positions, before)
-            states = dict(before)
-            for partition, offset in positions.items():
-                state = states[partition]
-                places = (partition << SHIFT, partition << SHIFT | offset)
-                (freed,) = connection.execute(
-                    "SELECT coalesce(sum(size), 0) FROM records WHERE place >= ? AND place < ?", places
-                ).fetchone()
-                connection.execute("DELETE FROM records WHERE place >= ? AND place < ?", places)
-                states[partition] = state._replace(start=max(state.start, offset), bytes=state.bytes - freed)
-            _save(connection, {number: state for number, state in states.items() if state != before[number]})
 
     def close(self) -> None:
         with self._lock, self._reader_lock:
@@ -411,24 +357,8 @@ class EmbeddedLog:
 
 def _encoded(event: Event) -> tuple[bytes, bytes, bytes]:
     """Key, headers and value, as they are kept."""
-    headers = lasting_headers(event)
-    if headers is None:
-        _try_reading(event)
-        headers = kafka_headers(event)
-    return event.model.encode(), orjson.dumps(headers), event.data
-
-
-def _try_reading(event: Event) -> None:
-    _, headers, value = to_kafka(event)
-    try:
-        same = from_kafka(headers, value) == event
-    except EventError as error:
-        raise EventError("unreadable", f"the event {event.id[:100]!r} could not be read back from a log: {error}") from error
-    if not same:
-        # Better here than in every reader, for ever: an append-only log can't take it back.
-        raise EventError(
-            "unreadable", f"the event {event.id[:100]!r} would change on a log; attribute names must be lower case, its data bytes"
-        )
+    key, headers, value = lasting_message(event)
+    return key.encode(), orjson.dumps(headers), value
 
 
 def _split(place: int) -> tuple[int, int]:

@@ -1,23 +1,18 @@
-"""The gateway's spool: events wait on this disk until the log, which may be away, has them.
-
-The gateway acknowledges what stands in the spool, an embedded log of its own; the forwarder carries it to the log in order and
-drops it here once the log has it. What was only just put there is handed over in memory, without being read from the disk again.
-Nothing is lost. An event may be carried twice, and readers drop doubles: after a crash between
-the two, and when the log's answer was lost so that nobody knows. What is known to be there is not sent again.
-"""
+"""The forwarder: carries the spool's events to the log in order, and drops them from the spool once the log has them."""
 
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from inference.episode import Episode
 from inference.errors import DriftloopError, EventError, LogError, LogThrottled, LogUnavailable
-from inference.event import Event, Message, from_kafka_text
+from inference.event import Message, from_kafka_text
 from inference.log import EventLog
-from inference.log.embedded import EmbeddedLog
+from inference.spool.fresh import Numbered
+from inference.spool.store import Spool
 
 logger = logging.getLogger(__name__)
 
@@ -29,54 +24,6 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _SHORTEST_THROTTLE, _LONGEST_THROTTLE = 0.5, 60.0
 
 
-_FRESH_EVENTS = 5_000
-_FRESH_BYTES = 16_000_000
-
-_Placed = tuple[int, int, Event | Message]
-"""Partition and offset in the spool, and what stands there."""
-
-
-class Fresh:
-    """What was put into the spool last, in memory: so much of it as is bounded; the spool has all of it. Two threads use it."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[int, int, Event]] = deque()
-        self._bytes = 0
-        self._lock = threading.Lock()
-        self.arrived = threading.Event()
-        """Set when something was put."""
-
-    def put(self, places: Sequence[tuple[int, int]], events: Sequence[Event]) -> None:
-        """Where these events stand in the spool; every append is told, in order."""
-        size = sum([len(event.data) for event in events])
-        with self._lock:
-            if len(self._waiting) + len(events) > _FRESH_EVENTS or self._bytes + size > _FRESH_BYTES:
-                # Whoever is so far behind reads the spool. What comes from now on is of use to him once he has read up to it.
-                self._waiting.clear()
-                self._bytes = 0
-            if len(events) <= _FRESH_EVENTS and size <= _FRESH_BYTES:
-                self._waiting.extend([(partition, offset, event) for (partition, offset), event in zip(places, events, strict=True)])
-                self._bytes += size
-        self.arrived.set()
-
-    def take(self, positions: Mapping[int, int], limit: int) -> list[_Placed]:
-        """At most `limit` events that follow each other from the positions on; none, where what comes next is only in the spool."""
-        taken: list[_Placed] = []
-        at, waiting = dict(positions), self._waiting
-        with self._lock:
-            while waiting and len(taken) < limit:
-                partition, offset, event = waiting[0]
-                expected = at.get(partition, offset + 1)
-                if offset > expected:
-                    break
-                self._bytes -= len(event.data)
-                placed = waiting.popleft()
-                if offset == expected:
-                    at[partition] = offset + 1
-                    taken.append(placed)
-        return taken
-
-
 class Forwarder(threading.Thread):
     """Carries the spool's events to the log that `connect` opens, until `stop`; a log that is away is tried for ever.
 
@@ -84,19 +31,17 @@ class Forwarder(threading.Thread):
     away: it is asked less often, for less at a time.
     """
 
-    def __init__(self, spool: EmbeddedLog, connect: Callable[[], EventLog]) -> None:
+    def __init__(self, spool: Spool, connect: Callable[[], EventLog]) -> None:
         super().__init__(name="forwarder", daemon=True)
         self._spool = spool
         self._connect = connect
         self._target: EventLog | None = None
-        self.fresh = Fresh()
-        """Told of what is put into the spool by this process. Events that it is not told of are carried too, a little later."""
         self._ended = threading.Event()
         self._deadline = float("inf")
-        self._at: dict[int, int] = {}
+        self._at = spool.start
         self._carried = False
-        # Places beyond `_at` that are on the log for certain, though others before them are not.
-        self._known: set[tuple[int, int]] = set()
+        # Numbers beyond `_at` that are on the log for certain, though others before them are not.
+        self._known: set[int] = set()
         self._limit = _BATCH
         self._trouble = Episode(logger)
         self.state: Literal["ok", "throttled", "away"] = "ok"
@@ -147,6 +92,9 @@ class Forwarder(threading.Thread):
                 elif self._ended.is_set():
                     break
                 continue
+            with suppress(LogError):
+                # What waits for long should be safe from more than a kill.
+                self._spool.sync()
             if self._ended.wait(pause):
                 break
         if self._target is not None:
@@ -156,7 +104,7 @@ class Forwarder(threading.Thread):
         """Carry what is there while the log takes it, for at most `timeout` seconds; the rest stays in the spool for the next start."""
         self._deadline = time.monotonic() + timeout
         self._ended.set()
-        self.fresh.arrived.set()
+        self._spool.arrived.set()
         self.join(timeout)
 
     def _carry(self) -> int:
@@ -164,13 +112,12 @@ class Forwarder(threading.Thread):
         if self._target is None:
             self._target = self._connect()
         try:
-            self._at = self._at or self._spool.start_positions()
             self._drop()
-            self.fresh.arrived.clear()
-            records: Sequence[_Placed] = self.fresh.take(self._at, self._limit) or self._spool.read_messages(self._at, self._limit)
+            self._spool.arrived.clear()
+            records = self._spool.take(self._at, self._limit)
             if not records:
                 if not self._ended.is_set():
-                    self.fresh.arrived.wait(_IDLE)
+                    self._spool.arrived.wait(_IDLE)
                 return 0
         except LogError as error:
             raise _SpoolFailed(str(error)) from error
@@ -187,29 +134,28 @@ class Forwarder(threading.Thread):
             self._spool.drop_before(self._at)
             self._carried = False
 
-    def _deliver(self, target: EventLog, records: Sequence[_Placed]) -> None:
+    def _deliver(self, target: EventLog, records: Sequence[Numbered]) -> None:
         """Append them and remember; of those that the log refuses for good, half by half, each is set aside."""
-        new = [record for record in records if record[:2] not in self._known] if self._known else records
+        new = [record for record in records if record[0] not in self._known] if self._known else records
         try:
             if new:
-                _append(target, [what for _, _, what in new])
+                _append(target, [message for _, message in new])
         except EventError as error:
             if len(records) > 1:
                 middle = len(records) // 2
                 self._deliver(target, records[:middle])
                 self._deliver(target, records[middle:])
                 return
-            self._set_aside(new[0][2], error)
+            self._set_aside(new[0][1], error)
         except LogUnavailable as error:
-            self._known |= {new[index][:2] for index in error.appended}
+            self._known |= {new[index][0] for index in error.appended}
             raise
         self._carried = True
-        self._at.update((partition, offset + 1) for partition, offset, _ in records)
-        self._known -= {record[:2] for record in records}
+        self._at = records[-1][0] + 1
+        self._known -= {number for number, _ in records}
         self.forwarded += len(records)
 
-    def _set_aside(self, what: Event | Message, error: EventError) -> None:
-        message = _message(what)
+    def _set_aside(self, message: Message, error: EventError) -> None:
         try:
             self._spool.set_aside(f"refused_{error.reason}", str(error), message.headers, message.value)
         except LogError as failed:
@@ -241,17 +187,13 @@ class Forwarder(threading.Thread):
         self._limit = min(_BATCH, 2 * self._limit)
 
 
-def _append(target: EventLog, what: Sequence[Event | Message]) -> None:
-    """As messages, if the log takes them so: to read events from them and write them anew would be half of all the work here."""
+def _append(target: EventLog, messages: Sequence[Message]) -> None:
+    """As they are, if the log takes them so: to read events from them and write them anew would be half of all the work here."""
     append_messages = getattr(target, "append_messages", None)
     if append_messages is not None:
-        append_messages([_message(one) for one in what])
+        append_messages(messages)
     else:
-        target.append([one if isinstance(one, Event) else from_kafka_text(one.headers, one.value) for one in what])
-
-
-def _message(what: Event | Message) -> Message:
-    return what if isinstance(what, Message) else Message.of(what)
+        target.append([from_kafka_text(headers, value) for _, headers, value in messages])
 
 
 def _longer(pause: float) -> float:
