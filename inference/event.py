@@ -10,6 +10,7 @@ A message is read quickly if nothing about it is unusual, else carefully, one ch
 """
 
 import base64
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ IDS = UUID("6f1c5b0e-2f0b-5d0e-9a52-7d1d0c9c4a11")
 
 MAX_ATTRIBUTES = 64
 MAX_ATTRIBUTE_LENGTH = 16_384
+_EPOCH = datetime.fromtimestamp(0, UTC)
 _NAME = re.compile(r"[a-z0-9]{1,64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -80,6 +82,15 @@ def deterministic_id(*parts: object) -> str:
 def now_text(now: float) -> str:
     """Seconds since 1970 as RFC 3339 in UTC with microseconds."""
     return datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def seconds_of(text: str) -> float:
+    """An RFC 3339 time as seconds since 1970, to the microsecond; NaN for a text that is none."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return math.nan
+    return (time - _EPOCH).total_seconds() if time.tzinfo else math.nan
 
 
 def own_event(type_: str, data: Mapping[str, Any], *, model: str, source: str, id_: str, now: float) -> Event:

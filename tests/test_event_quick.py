@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from inference import event as module
 from inference.errors import EventError
-from inference.event import MAX_ATTRIBUTES, Event, from_http, from_kafka, from_kafka_text, kafka_headers, lasting_headers, to_kafka
+from inference.event import MAX_ATTRIBUTES, Event, from_http, from_kafka, from_kafka_text, kafka_headers, lasting_message, to_kafka
 
 NAMES = ["specversion", "id", "source", "type", "time", "namespace", "subject", "data", "datacontenttype", "bad_name", "é", *"abcdefgh"]
 VALUES = ["1.0", "", "x", "é ", "a\tb", "\x85", "\u2028", "application/json", "application/cloudevents+json", "y" * 5_000, "z" * 20_000]
@@ -94,7 +94,7 @@ made_by_hand = st.builds(
 @given(made_by_hand)
 def test_what_is_said_to_last_does_last(event):
     learn()
-    headers = lasting_headers(event)
+    headers = module._lasting_headers(event)
     if headers is not None:
         assert sorted(headers) == sorted(kafka_headers(event))
         assert from_kafka_text(headers, event.data) == event
@@ -106,10 +106,10 @@ def test_what_is_said_to_last_does_last(event):
 def test_an_event_that_was_read_is_told_to_last_at_a_glance():
     learn()
     event = from_http([*((f"ce-{name}".encode(), value.encode()) for name, value in REQUIRED), (b"ce-a", b"x")], b"{}")
-    assert lasting_headers(event) is not None
+    assert module._lasting_headers(event) is not None
     for changed in ({"id": ""}, {"type": ""}, {"data": bytearray(b"{}")}, {"extensions": {"UPPER": "x"}}, {"extensions": {"a": 1}}):
         fields = {name: getattr(event, name) for name in Event.__struct_fields__}
-        assert lasting_headers(Event(**fields | changed)) is None
+        assert module._lasting_headers(Event(**fields | changed)) is None
 
 
 @pytest.mark.parametrize("count", [MAX_ATTRIBUTES - 4, MAX_ATTRIBUTES - 3])
@@ -131,3 +131,14 @@ def test_what_is_remembered_of_names_from_outside_is_bounded():
     remembered = len(module._kafka_headers) + len(module._binary_types)
     assert max(len(module._http_names), len(module._kafka_names), remembered) <= 1_002
     assert isinstance(from_http(required, b""), Event)
+
+
+@given(made_by_hand)
+def test_an_event_that_would_not_last_is_refused_before_it_is_written(event):
+    try:
+        key, headers, value = lasting_message(event)
+    except EventError as error:
+        assert error.reason == "unreadable"
+        return
+    assert (key, value) == (event.model, event.data)
+    assert from_kafka_text(headers, value) == event

@@ -1,4 +1,4 @@
-"""The gateway's writer: events that arrive together share a transaction, none waits for long, and who carries them on is told."""
+"""The gateway's writer: events that arrive together share a transaction, and one that fails costs no other its place."""
 
 import asyncio
 import os
@@ -11,9 +11,10 @@ import pytest
 
 from inference import gateway_writer
 from inference.errors import EventError
-from inference.event import Event
+from inference.event import Event, from_kafka_text
 from inference.gateway_writer import Letter, Writer
 from inference.log.embedded import EmbeddedLog
+from inference.spool import Spool
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,11 +63,12 @@ def test_an_event_waits_for_others_only_so_long_however_many_come(log, monkeypat
     assert asyncio.run(write()) < 1.0
 
 
-def test_who_carries_events_on_is_told_where_they_stand_in_order_and_of_nothing_else(log):
-    told = []
+@pytest.mark.parametrize("place", ["log", "spool"])
+def test_one_event_that_can_stand_nowhere_costs_the_others_nothing_and_their_order_stays(place, log, tmp_path):
+    intake = log if place == "log" else Spool(tmp_path / "spool")
 
     async def write():
-        writer, outcomes = Writer(log, lambda places, events: told.extend(zip(places, events, strict=True))), []
+        writer, outcomes = Writer(intake), []
         for number in range(10):
             writer.put(event(number), outcomes.append)
         writer.put(Letter("bad", "bad", [], b""), outcomes.append)
@@ -78,9 +80,12 @@ def test_who_carries_events_on_is_told_where_they_stand_in_order_and_of_nothing_
 
     outcomes = asyncio.run(write())
     assert [isinstance(outcome, EventError) for outcome in outcomes] == [False] * 11 + [True, False]
-    stands = [((record.partition, record.offset), record.event) for record in log.read(log.start_positions())]
-    assert told == stands
-    assert [one.id for _, one in told] == [f"e{number}" for number in [*range(10), 11]]
+    if place == "log":
+        stands = [record.event.id for record in log.read(log.start_positions())]
+    else:
+        stands = [from_kafka_text(message.headers, message.value).id for _, message in intake.read(intake.start)]
+    assert stands == [f"e{number}" for number in [*range(10), 11]]
+    assert intake.dead_letter_counts() == {"bad": 1}
 
 
 def test_while_a_gateway_serves_python_looks_for_cycles_seldom_and_afterwards_as_before(tmp_path):

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import chain
 from typing import Any
 
+import msgspec
 from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_END,
@@ -41,6 +41,7 @@ _BATCH_EVENTS = 20_000
 _OVERHEAD, _HEADER_OVERHEAD = 40, 6
 """Bytes of an event beside its key, headers and value, and of each header beside its name and text: no less."""
 _NOBODY = "driftloop-reader"
+_encode = msgspec.msgpack.Encoder().encode
 _END = KafkaError._PARTITION_EOF
 
 
@@ -179,9 +180,8 @@ class LibrdkafkaLog:
         for index, (key, headers, value) in enumerate(messages):
             if (partition := partitions.get(key)) is None:
                 partition = partitions[key] = self.partition_of(key)
-            text = "".join(chain.from_iterable(headers))
-            size = len(text) if text.isascii() else len(text.encode())
-            size += len(key.encode()) + len(value) + _OVERHEAD + _HEADER_OVERHEAD * len(headers)
+            # A little more than its bytes.
+            size = len(_encode((key, headers, value))) + _OVERHEAD + _HEADER_OVERHEAD * len(headers)
             if size > _MAX_REQUEST:
                 raise EventError("too_large", f"{self.address}: an event is larger than the broker takes: {size} bytes with its headers")
             there = filled.get(partition, 0)
@@ -210,8 +210,7 @@ class LibrdkafkaLog:
                 key, headers, value = messages[index]
                 # A batch is there as a whole or not at all: its first event and its last tell of all of them.
                 tell: Any = partial(_tell, told, index) if index in ends else None
-                # Those of a spool that was read from its disk are lists, which it does not take.
-                producer.produce(topic, value, key, partition, tell, timestamp=now, headers=list(map(tuple, headers)))
+                producer.produce(topic, value, key, partition, tell, timestamp=now, headers=headers)
         try:
             self._flush(producer, deadline)
         finally:
