@@ -350,6 +350,16 @@ def test_a_log_that_is_away_at_the_start_is_told_before_any_event_came(spool, ca
     assert [record.getMessage() for record in told(caplog)] == ["the log is away, events wait in the spool: nobody listens"]
 
 
+def test_while_a_log_is_away_what_waits_for_it_is_made_safe_from_a_power_cut(spool):
+    spool.append([event(1)])
+    target = Target(away=range(1, 1000))
+    forwarder = Forwarder(spool, lambda: target)
+    forwarder.start()
+    assert poll_until(lambda: forwarder.away)
+    assert poll_until(lambda: not spool._segments[0].dirty)
+    forwarder.stop()
+
+
 def test_its_status_tells_what_waits_and_for_how_long(spool):
     forwarder = Forwarder(spool, Target)
     spool.append([event(1), event(2)])

@@ -94,6 +94,17 @@ def test_zeros_at_the_end_as_a_power_cut_leaves_them_are_cut_off(folder, caplog)
     path.write_bytes(path.read_bytes() + bytes(5_000))
     spool = Spool(folder)
     assert "5000 bytes at its end" in caplog.text
+    assert path.stat().st_size == spool._segments[0].size
+    assert ids(spool) == [f"e{number}" for number in range(8)]
+
+
+def test_a_last_frame_that_is_as_long_as_it_should_be_and_holds_something_else_is_cut_off(folder, caplog):
+    spool = filled(folder, appends=3)
+    spool.close()
+    (path,) = files(folder)
+    flip(path, path.stat().st_size - 1)
+    spool = Spool(folder)
+    assert "are no whole frame and are cut off" in caplog.text
     assert ids(spool) == [f"e{number}" for number in range(8)]
 
 
@@ -171,6 +182,23 @@ def test_a_number_is_not_given_twice_even_when_a_power_cut_took_what_was_carried
     assert ids(Spool(folder)) == ["e20"]
 
 
+def test_what_a_power_cut_took_of_a_file_leaves_a_gap_and_no_event_in_it(folder):
+    spool = filled(folder, appends=3)
+    size = spool._segments[0].size
+    spool.append([event(12), event(13)])
+    spool.drop_before(14)
+    spool.close()
+    os.truncate(files(folder)[0], size)
+    spool = Spool(folder)
+    assert (spool.start, spool.end, spool.extent()) == (14, 14, (0, 0, None))
+    spool.append([event(14)])
+    assert numbers(spool.read(14)) == [14]
+    spool.close()
+    spool = Spool(folder)
+    assert (spool.start, spool.end) == (14, 15)
+    assert ids(spool) == ["e14"]
+
+
 def test_files_go_once_all_of_them_was_carried(folder):
     spool = Spool(folder, max_bytes=700_000)
     for number in range(40):
@@ -223,6 +251,12 @@ def test_an_append_that_fails_halfway_leaves_nothing_behind(folder, monkeypatch)
     assert files(folder)[0].stat().st_size == size
     spool.append([event(4)])
     assert ids(spool) == [f"e{number}" for number in range(5)]
+
+
+def test_a_read_stops_at_so_many_bytes(folder, monkeypatch):
+    spool = filled(folder, appends=10, each=1)
+    monkeypatch.setattr(store, "READ_BYTES", 3 * spool._segments[0].size // 10)
+    assert 3 <= len(spool.read(0, 1_000)) <= 4
 
 
 def test_what_waits_is_synced_once(folder, monkeypatch):
