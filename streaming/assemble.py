@@ -22,19 +22,26 @@ from streaming.actions.retrain import Retrain
 from streaming.actions.slack import Slack
 from streaming.actions.webhook import Webhook
 from streaming.actions.worker import Worker
+from streaming.core.errors import ErrorLimit
 from streaming.core.fleet import Fleet
 from streaming.core.governor import Governor
-from streaming.core.limits import BudgetLimit, DetectorLimit, EvidentlyLimit, Limit
+from streaming.core.limits import BudgetLimit, DetectorLimit, EvidentlyLimit, Limit, QualityLimit
+from streaming.core.limits.pace import WindowBudget
 from streaming.core.monitor import MonitorSpec
 from streaming.core.reference import Reference, prepare
+from streaming.core.schema import SchemaLimit
+from streaming.core.segments import Segments
+from streaming.core.time_window import TimeWindow
+from streaming.core.view import View, Window
 from streaming.core.window import CountWindow
 from streaming.dispatch import Dispatch
 from streaming.journal import Journal
 from streaming.replay import Replay
 from streaming.report import POLICY as REPORT_POLICY
 from streaming.report import RenderReport
-from streaming.settings import LimitSettings, ModelSettings, Settings, load_settings
+from streaming.settings import ErrorSettings, LimitSettings, ModelSettings, Settings, TimeWindowSettings, WindowSettings, load_settings
 from streaming.snapshots import SnapshotStore
+from streaming.source_replay import Stopwatch
 from streaming.table_replay import DEFAULT_SPEC, TableReplay
 from streaming.tables import read_tables
 from streaming.watch import Watch
@@ -132,9 +139,18 @@ def open_table(
         if len(models) != 1:
             raise SettingsError([f"{config}: --table needs a configuration of one model, not of {', '.join(models)}"])
         spec = monitor_spec(next(iter(models.values())))
-        if time is None and any(isinstance(limit, BudgetLimit) and limit.seconds is not None for limit in spec.limits):
+        limits = [limit for view in spec.views for limit in view.limits]
+        if time is None and any(_in_time(limit) for limit in limits):
             raise SettingsError([f"{config}: a budget in time needs the rows' times: name their column with --time"])
+        if time is None and any(isinstance(view.window, TimeWindow) for view in spec.views):
+            raise SettingsError([f"{config}: a window of a stretch of time needs the rows' times: name their column with --time"])
     return TableReplay(tables, spec, keep_reference)
+
+
+def _in_time(limit: Limit) -> bool:
+    """Whether its budget is one of time."""
+    budget = limit.budget if isinstance(limit, EvidentlyLimit) else limit
+    return isinstance(budget, BudgetLimit | WindowBudget) and budget.seconds is not None
 
 
 def handlers(settings: Settings, runner: Runner, publish: Callable[[Event], None]) -> dict[str, Handler]:
@@ -151,11 +167,16 @@ def handlers(settings: Settings, runner: Runner, publish: Callable[[Event], None
     return performing
 
 
-def build_fleet(settings: Settings) -> Fleet:
-    """All configured models, their references read from the repository as their versions appear on the log."""
+def build_fleet(settings: Settings, stopwatch: Stopwatch | None = None) -> Fleet:
+    """All configured models, their references read from the repository as their versions appear on the log; `stopwatch` takes the time
+    that this costs."""
     repository = Repository(settings.repository)
     specs = {model: monitor_spec(model_settings) for model, model_settings in settings.models.items()}
-    return Fleet(specs, references(repository), live=repository.current, annotation=settings.version_annotation)
+    live, annotation = repository.current, settings.version_annotation
+    if stopwatch is not None:
+        timed = stopwatch.references(references(repository))
+        return Fleet(specs, timed, live=live, annotation=annotation, monitor=stopwatch.monitor)
+    return Fleet(specs, references(repository), live=live, annotation=annotation)
 
 
 def references(repository: Repository) -> Callable[[str, str], Reference]:
@@ -173,10 +194,15 @@ def monitor_spec(settings: ModelSettings) -> MonitorSpec:
     """How a model is watched, as the core's own frozen values."""
     governor = settings.governor
     # A budget is kept without: another look would only come later.
-    sure = {"confirm", "of"}.isdisjoint(governor.model_fields_set) and all(limit.kind == "budget" for limit in settings.limits)
+    sure = {"confirm", "of"}.isdisjoint(governor.model_fields_set) and all(_has_budget(limit) for limit in settings.limits)
+    first, *more = [
+        View(name, _window(window), tuple([_limit(limit, window, settings) for limit in settings.limits_of(name)]))
+        for name, window in settings.named_windows.items()
+    ]
+    segments = settings.segments
     return MonitorSpec(
-        window=CountWindow(settings.window.size, settings.window.slide),
-        limits=tuple(_limit(limit) for limit in settings.limits),
+        window=first.window,
+        limits=first.limits,
         governor=Governor(
             1 if sure else governor.confirm,
             1 if sure else governor.of,
@@ -185,14 +211,51 @@ def monitor_spec(settings: ModelSettings) -> MonitorSpec:
             governor.max_run,
             retrain=settings.retraining is not None,
         ),
+        name=first.name,
+        more=tuple(more),
+        segments=Segments(segments.column, segments.at_most, segments.min_rows) if segments else None,
+        errors=_error_limit(settings.errors) if settings.errors else None,
+        schema=SchemaLimit(settings.schema_changes.share, settings.schema_changes.of) if settings.schema_changes else None,
     )
 
 
-def _limit(settings: LimitSettings) -> Limit:
+def _error_limit(settings: ErrorSettings) -> ErrorLimit:
+    detector = settings.detector
+    return ErrorLimit(
+        detector.kind,
+        lambda: detector.build(0, 1),
+        detector.settings,
+        detector.binary,
+        settings.size,
+        settings.slide,
+        settings.max_waiting,
+        settings.max_age,
+    )
+
+
+def _window(settings: WindowSettings | TimeWindowSettings) -> Window:
+    if isinstance(settings, WindowSettings):
+        return CountWindow(settings.size, settings.slide)
+    return TimeWindow(settings.length, settings.slide, settings.lateness, settings.min_rows, settings.max_rows)
+
+
+def _has_budget(settings: LimitSettings) -> bool:
+    return settings.kind == "budget" or (settings.kind == "evidently" and settings.false_alarms is not None)
+
+
+def _limit(settings: LimitSettings, window: WindowSettings | TimeWindowSettings, model: ModelSettings) -> Limit:
     if settings.kind == "budget":
         return BudgetLimit(settings.label, settings.false_alarms.events, settings.false_alarms.seconds, settings.columns)
     if settings.kind == "detector":
         detector = settings.detector
         return DetectorLimit(settings.label, detector.kind, detector.build, settings.columns, detector.settings)
+    if settings.kind == "quality":
+        return QualityLimit(settings.label, settings.missing, settings.out_of_range, settings.new_categories, settings.columns)
     share = None if settings.drifting == "any" else settings.drifting
-    return EvidentlyLimit(settings.label, settings.test, settings.threshold, share, settings.columns)
+    budget = None
+    if settings.false_alarms is not None and isinstance(window, WindowSettings):
+        # Windows that it judges share its budget.
+        windows = sum(settings in model.limits_of(name) for name in model.named_windows)
+        alarms = settings.false_alarms
+        budget = WindowBudget(window.slide, alarms.events, alarms.seconds).part(1.0 / windows)
+    return EvidentlyLimit(settings.label, settings.test, settings.threshold, share, settings.columns, settings.winsorize, budget)

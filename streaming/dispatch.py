@@ -30,7 +30,7 @@ _REMEMBERED = 100
 
 @dataclass(slots=True)
 class _Memory:
-    """Of one partition: runs that were decided on by id, and the models whose newest window is over its limit."""
+    """Of one partition: runs that were decided on by id, and the models (with window and segment) whose newest verdict is drift."""
 
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     drifting: list[str] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Dispatch:
     def _decided(self, decision: Decision) -> None:
         verdict = decision.verdict
         log.info("%s version %s: %s: %s", verdict.model, verdict.version, decision.action, decision.reason)
-        act = decision.action != "hold" and not self._too_old(decision.id, verdict.window.last_time)
+        act = decision.action != "hold" and not self._too_old(decision.id, verdict.fell.time)
         if decision.run_id:
             # Kept whatever its age: the run's end may be news although its start is none.
             runs = self._of(verdict.window.partition).runs
@@ -169,14 +169,15 @@ class Dispatch:
 
     def _log_change(self, verdict: Verdict) -> None:
         drifting = self._of(verdict.window.partition).drifting
-        if verdict.drift == (verdict.model in drifting):
+        of = f"{verdict.model}, {verdict.told_of}" if verdict.told_of else verdict.model
+        if verdict.drift == (of in drifting):
             return
         if verdict.drift:
-            drifting.append(verdict.model)
+            drifting.append(of)
         else:
-            drifting.remove(verdict.model)
+            drifting.remove(of)
         state = f"over the limit ({', '.join(verdict.breached)})" if verdict.drift else "within its limits again"
-        log.info("%s version %s: window %d is %s", verdict.model, verdict.version, verdict.number, state)
+        log.info("%s version %s: window %d is %s", of, verdict.version, verdict.number, state)
 
 
 def run_parameters(settings: Settings, model: str, retraining: RetrainingSettings) -> dict[str, str | int | float | bool]:

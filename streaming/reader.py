@@ -10,7 +10,12 @@ BATCH = 2000
 def everything(event_log: EventLog) -> Iterator[list[Record]]:
     """Every record from the oldest to the newest there is at the time of the call."""
     until = event_log.end_positions()
-    positions = event_log.start_positions()
+    return between(event_log, event_log.start_positions(), until)
+
+
+def between(event_log: EventLog, since: Mapping[int, int], until: Mapping[int, int]) -> Iterator[list[Record]]:
+    """The records from the offset in `since` to before the one in `until`, of each partition in `since`."""
+    positions = dict(since)
     # Partitions end one by one: what is new on one must not hide what is old on another.
     while unread := {partition: offset for partition, offset in positions.items() if offset < until.get(partition, 0)}:
         records = event_log.read(unread, BATCH)

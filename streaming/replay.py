@@ -9,6 +9,7 @@ import orjson
 
 from inference.event import now_text
 from inference.log import EventLog
+from streaming.actions.explained import feature_texts
 from streaming.core.fleet import Fleet
 from streaming.core.verdict import Decision, Notice, Outcome, Verdict, as_object
 from streaming.reader import everything
@@ -27,7 +28,7 @@ class Replay:
         for records in everything(self.event_log):
             self.events += len(records)
             for outcome in self.fleet.feed(records):
-                self.outcomes[_name(outcome)] += 1
+                self.outcomes[kind_of(outcome)] += 1
                 yield outcome
 
     def summary_text(self) -> str:
@@ -41,7 +42,8 @@ class Replay:
         return {"events": self.events, **{name: self.outcomes[name] for name in names}, "verdicts": verdicts}
 
 
-def _name(outcome: Outcome) -> str:
+def kind_of(outcome: Outcome) -> str:
+    """What it is counted as."""
     if isinstance(outcome, Verdict):
         return "breached" if outcome.drift else "verdict"
     return outcome.action if isinstance(outcome, Decision) else outcome.kind
@@ -53,19 +55,20 @@ def as_line(outcome: Outcome) -> str:
 
 
 def as_text(outcome: Outcome) -> str:
-    """An outcome as one line for people."""
+    """An outcome as one line for people; a decision that acts is followed by a line for each of the features with the largest shares."""
     if isinstance(outcome, Notice):
         told = outcome.data.get("outcome") or outcome.data.get("reason") or ""
         return (
             f"{_time(outcome.time)}  {outcome.model}  version {outcome.version or '-'}  {outcome.kind.replace('_', ' ')}  {told}".rstrip()
         )
     verdict = outcome if isinstance(outcome, Verdict) else outcome.verdict
-    head = f"{_time(verdict.window.last_time)}  {verdict.model}  version {verdict.version}"
+    head = f"{_time(verdict.fell.time)}  {verdict.model}  version {verdict.version}"
     if isinstance(outcome, Decision):
-        return f"{head}  {outcome.action}: {outcome.reason}"
+        return "\n".join([f"{head}  {outcome.action}: {outcome.reason}", *(f"    {text}" for text in feature_texts(outcome.as_dict()))])
     over = ", ".join(f"{finding.feature} {finding.test} {finding.score:.3g}" for finding in verdict.findings if finding.over)
     state = f"over {', '.join(verdict.breached)}" if verdict.drift else "stable"
-    return f"{head}  window {verdict.number} at prediction {verdict.predictions}: {state}{f' ({over})' if over else ''}"
+    of = f" of {verdict.told_of}" if verdict.told_of else ""
+    return f"{head}  window {verdict.number}{of} at prediction {verdict.predictions}: {state}{f' ({over})' if over else ''}"
 
 
 def _time(seconds: float) -> str:

@@ -9,15 +9,26 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SecretStr,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from inference.errors import SettingsError
 from inference.log.connection import Connection
 from inference.pairing import ANNOTATION
-from streaming.detectors import DetectorSpec
+from streaming.detectors import DetectorSpec, ErrorAdwin, ErrorDetectorSpec
 from streaming.located_yaml import Located, Steps, read_yaml
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -70,32 +81,52 @@ class WindowSettings(_Frozen):
         return self
 
 
-class EvidentlyLimitSettings(_Frozen):
-    """One of Evidently's tests over the window; `drifting` is "any" column or a share of the columns."""
+class TimeWindowSettings(_Frozen):
+    """The predictions of the last `length` by event time, judged each `slide`; what is more than `lateness` late is left out."""
 
-    kind: Literal["evidently"] = "evidently"
-    name: str = ""
-    test: Literal["auto", "ks", "wasserstein", "psi", "jensenshannon", "chisquare", "z"] = "auto"
-    threshold: float | None = Field(default=None, ge=0)
-    drifting: Literal["any"] | Annotated[float, Field(gt=0, le=1)] = "any"
-    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+    length: Annotated[Seconds, Field(ge=1, le=31 * 86400)]
+    slide: Annotated[Seconds, Field(ge=1)]
+    lateness: Annotated[Seconds, Field(le=86400)] = 0.0
+    min_rows: int = Field(default=30, ge=1)
+    max_rows: int = Field(default=100_000, ge=1000, le=1_000_000)
 
-    @property
-    def label(self) -> str:
-        return self.name or f"evidently {self.test}"
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.slide > self.length:
+            raise ValueError(f"slide must be at most length ({self.length:g}s), not {self.slide:g}s")
+        if self.min_rows > self.max_rows:
+            raise ValueError(f"min_rows must be at most max_rows ({self.max_rows}), not {self.min_rows}")
+        return self
 
 
-class DetectorLimitSettings(_Frozen):
-    """One of river's detectors on each column's rank in the reference."""
+_TIME = frozenset({"length", "lateness", "min_rows", "max_rows"})
+TAKEN_WINDOW_NAMES = frozenset({"errors", "schema"})
+"""Windows of labelled errors and of what cannot be read: their verdicts are told apart by these names."""
 
-    kind: Literal["detector"]
-    name: str = ""
-    detector: DetectorSpec
-    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
 
-    @property
-    def label(self) -> str:
-        return self.name or self.detector.kind
+def _measure(value: object) -> str:
+    """What a window's size is measured in."""
+    if isinstance(value, Mapping):
+        return "time" if "size" not in value and _TIME & value.keys() else "count"
+    return "time" if isinstance(value, TimeWindowSettings) else "count"
+
+
+def _window_name(name: str) -> str:
+    if name in TAKEN_WINDOW_NAMES:
+        raise ValueError(f"no window can be named {' or '.join(sorted(TAKEN_WINDOW_NAMES))}: driftloop has some of its own")
+    return name
+
+
+AnyWindowSettings = Annotated[Annotated[WindowSettings, Tag("count")] | Annotated[TimeWindowSettings, Tag("time")], Discriminator(_measure)]
+WindowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$"), AfterValidator(_window_name)]
+
+
+class SegmentSettings(_Frozen):
+    """Windows of their own for the most frequent values of a categorical column, those with `min_rows` rows in the reference."""
+
+    column: str
+    at_most: int = Field(default=20, ge=1, le=200)
+    min_rows: int = Field(default=200, ge=2)
 
 
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s+per\s+(?:(\d+(?:\.\d+)?)\s*(k|M)?\s*events|(\d+(?:\.\d+)?)\s*(s|m|h|d))\s*")
@@ -123,28 +154,102 @@ class FalseAlarms:
         return cls(float(match[2]) * _THOUSANDS[match[3]] / count, None)
 
 
+def _enough(value: FalseAlarms) -> FalseAlarms:
+    if value.events is not None and value.events < 1000:
+        raise ValueError(f"false_alarms: at least 1000 events per false alarm, not {value.events:g}")
+    if value.seconds is not None and value.seconds < 60:
+        raise ValueError(f"false_alarms: at least a minute per false alarm, not {value.seconds:g}s")
+    return value
+
+
+AlarmBudget = Annotated[FalseAlarms, BeforeValidator(FalseAlarms.parse), AfterValidator(_enough)]
+
+
+class EvidentlyLimitSettings(_Frozen):
+    """One of Evidently's tests over the window; `drifting` is "any" column or a share of the columns.
+
+    `winsorize`: numbers are clipped to the reference's range without its outliers first, so that no outlier can trip or mask.
+    `false_alarms` in place of a threshold: each column's limit is calibrated from the reference, so that all of them together keep it.
+    """
+
+    per_event: ClassVar[bool] = False
+    kind: Literal["evidently"] = "evidently"
+    name: str = ""
+    test: Literal["auto", "ks", "wasserstein", "psi", "jensenshannon", "chisquare", "z"] = "auto"
+    threshold: float | None = Field(default=None, ge=0)
+    false_alarms: AlarmBudget | None = None
+    drifting: Literal["any"] | Annotated[float, Field(gt=0, le=1)] = "any"
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+    windows: tuple[str, ...] | None = Field(default=None, min_length=1)
+    winsorize: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if self.threshold is not None and self.false_alarms is not None:
+            raise ValueError("give a threshold, or false_alarms that one is calibrated from, not both")
+        return self
+
+    @property
+    def label(self) -> str:
+        return self.name or f"evidently {self.test}"
+
+
+class DetectorLimitSettings(_Frozen):
+    """One of river's detectors on each column's rank in the reference."""
+
+    per_event: ClassVar[bool] = True
+    kind: Literal["detector"]
+    name: str = ""
+    detector: DetectorSpec
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+    windows: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=1)
+
+    @property
+    def label(self) -> str:
+        return self.name or self.detector.kind
+
+
 class BudgetLimitSettings(_Frozen):
     """A budget of false alarms over all columns together, kept by a CUSUM of ranks that judges after each prediction."""
 
+    per_event: ClassVar[bool] = True
     kind: Literal["budget"] = "budget"
     name: str = ""
-    false_alarms: Annotated[FalseAlarms, BeforeValidator(FalseAlarms.parse)] = FalseAlarms(None, 30 * 86400.0)
+    false_alarms: AlarmBudget = FalseAlarms(None, 30 * 86400.0)
     columns: tuple[str, ...] | None = Field(default=None, min_length=1)
-
-    @model_validator(mode="after")
-    def _enough(self) -> Self:
-        if self.false_alarms.events is not None and self.false_alarms.events < 1000:
-            raise ValueError(f"false_alarms: at least 1000 events per false alarm, not {self.false_alarms.events:g}")
-        if self.false_alarms.seconds is not None and self.false_alarms.seconds < 60:
-            raise ValueError(f"false_alarms: at least a minute per false alarm, not {self.false_alarms.seconds:g}s")
-        return self
+    windows: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=1)
 
     @property
     def label(self) -> str:
         return self.name or "budget"
 
 
-LimitSettings = Annotated[BudgetLimitSettings | EvidentlyLimitSettings | DetectorLimitSettings, Field(discriminator="kind")]
+class QualityLimitSettings(_Frozen):
+    """Shares of each column's values in the window: missing, out of the reference's range, of no category that it knows."""
+
+    per_event: ClassVar[bool] = False
+    kind: Literal["quality"]
+    name: str = ""
+    missing: float | None = Field(default=None, ge=0, lt=1)
+    out_of_range: float | None = Field(default=None, ge=0, lt=1)
+    new_categories: float | None = Field(default=None, ge=0, lt=1)
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+    windows: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _asks(self) -> Self:
+        if self.missing is None and self.out_of_range is None and self.new_categories is None:
+            raise ValueError("ask for at least one of missing, out_of_range, new_categories, each a share such as 0.05")
+        return self
+
+    @property
+    def label(self) -> str:
+        return self.name or "quality"
+
+
+LimitSettings = Annotated[
+    BudgetLimitSettings | EvidentlyLimitSettings | QualityLimitSettings | DetectorLimitSettings, Field(discriminator="kind")
+]
 
 
 class GovernorSettings(_Frozen):
@@ -178,21 +283,87 @@ class RetrainingSettings(_Frozen):
     gateway_url: HttpUrl | None = None
 
 
-class ModelSettings(_Frozen):
-    """How one model is watched, and retrained (`retraining: null` only alerts)."""
+class ErrorSettings(_Frozen):
+    """Labelled errors: which detector hears of them, how many are judged together, and how many predictions wait for labels how long."""
 
-    window: WindowSettings = WindowSettings()
+    detector: ErrorDetectorSpec = ErrorAdwin()
+    size: int = Field(default=500, ge=10, le=100_000)
+    slide: int = Field(default=50, ge=1)
+    max_waiting: int = Field(default=100_000, ge=1, le=10_000_000)
+    max_age: Annotated[Seconds, Field(gt=0)] = 7 * 86400.0
+
+    @model_validator(mode="after")
+    def _slide_fits(self) -> Self:
+        if self.slide > self.size:
+            raise ValueError(f"slide must be at most size ({self.size}), not {self.slide}")
+        return self
+
+
+class SchemaSettings(_Frozen):
+    """At most this `share` of the last `of` predictions may be unreadable; alerts, and never retrains."""
+
+    share: float = Field(default=0.05, gt=0, le=1)
+    of: int = Field(default=200, ge=1, le=100_000)
+
+
+class ModelSettings(_Frozen):
+    """How one model is watched, and retrained (`retraining: null` only alerts): by one `window`, or by several `windows` with names."""
+
+    window: AnyWindowSettings = WindowSettings()
+    windows: dict[WindowName, AnyWindowSettings] | None = Field(default=None, min_length=1, max_length=10)
+    segments: SegmentSettings | None = None
     limits: tuple[LimitSettings, ...] = Field(default=(BudgetLimitSettings(),), min_length=1)
+    errors: ErrorSettings | None = ErrorSettings()
+    schema_changes: SchemaSettings | None = Field(default=SchemaSettings(), alias="schema")
     governor: GovernorSettings = GovernorSettings()
     retraining: RetrainingSettings | None = RetrainingSettings()
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         names = [limit.label for limit in self.limits]
+        taken = sorted(TAKEN_WINDOW_NAMES.intersection(names))
+        if taken:
+            raise ValueError(f"no limit can be named {' or '.join(taken)}: driftloop has such limits of its own")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"limits need different names; give one of {', '.join(twice)} a `name`")
         return self
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Self:
+        if self.windows is not None and "window" in self.model_fields_set:
+            raise ValueError("give `window` or `windows`, not both")
+        named = self.windows or {}
+        for limit in self.limits:
+            unknown = [name for name in limit.windows or () if name not in named]
+            if unknown:
+                there = f"there are {', '.join(named)}" if named else "there are no `windows` with names"
+                raise ValueError(f"limit {limit.label!r}: no window {', '.join(unknown)}; {there}")
+        timed = [name or "the window" for name, window in self.named_windows.items() if isinstance(window, TimeWindowSettings)]
+        for limit in self.limits:
+            judged = [name for name in timed if limit.windows is None or name in limit.windows]
+            if limit.kind == "evidently" and limit.false_alarms is not None and judged:
+                raise ValueError(
+                    f"limit {limit.label!r}: false_alarms of an evidently limit needs a window of a number of predictions, and "
+                    f"{', '.join(judged)} is of a stretch of time; give a threshold, or `windows` that fit, or a limit of kind budget"
+                )
+        idle = [name for name in named if not self.limits_of(name)]
+        if idle:
+            raise ValueError(
+                f"no limit judges window {', '.join(idle)}: a limit that judges after each prediction is on one window, the first "
+                "unless its `windows` names another; leave the window out, or give it a limit"
+            )
+        return self
+
+    @property
+    def named_windows(self) -> "dict[str, WindowSettings | TimeWindowSettings]":
+        """All windows; the only one's name is ""."""
+        return {"": self.window} if self.windows is None else dict(self.windows)
+
+    def limits_of(self, window: str) -> tuple[LimitSettings, ...]:
+        """The limits that judge this window."""
+        first = next(iter(self.named_windows))
+        return tuple([limit for limit in self.limits if window in (limit.windows or ((first,) if limit.per_event else (window,)))])
 
 
 class SlackSettings(_Frozen):

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from streaming.actions.explained import change_text
 from streaming.core.governor import Governing, Governor
 from streaming.core.limits import BudgetLimit
 from streaming.core.monitor import Monitor, MonitorSpec
 from streaming.core.reference import Reference, Values, prepare
-from streaming.core.verdict import Finding, Verdict
+from streaming.core.verdict import Explanation, Finding, Verdict
 from streaming.core.window import CountWindow, Rows
 from streaming.tables import Tables
 
@@ -25,33 +26,24 @@ DEFAULT_SPEC = MonitorSpec(CountWindow(1000, 100), (BudgetLimit("budget", 100_00
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """`event` is the row, from 1, at which the verdict fell."""
+    """`event` is the row, from 1, at which the verdict fell; `explanation` is the decision's."""
 
     event: int
     time: float
     verdict: Verdict
+    explanation: tuple[Explanation, ...] = ()
 
     @property
     def findings(self) -> list[Finding]:
-        """What is over its limit, the furthest first."""
+        """What is over its limit, in the order of the explanation; behind it the rest, the furthest first."""
         over = [finding for finding in self.verdict.findings if finding.over]
-        return sorted(over, key=lambda finding: abs(log(max(finding.score, 1e-300) / max(finding.threshold, 1e-300))), reverse=True)
+        places = {_key(one): place for place, one in enumerate(self.explanation)}
+        return sorted(over, key=lambda finding: (places.get(_key(finding), len(places)), -_beyond(finding)))
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            "event": self.event,
-            "findings": [
-                {
-                    "feature": finding.feature,
-                    "detector": finding.test,
-                    "score": finding.score,
-                    "limit": finding.threshold,
-                    "signal": finding.signal,
-                }
-                for finding in self.findings
-            ],
-        }
+        """As plain JSON values; `since` is a row, from 1, and `share` the finding's part of the verdict."""
+        explained = {_key(one): one for one in self.explanation}
+        return {"event": self.event, "findings": [_as_dict(finding, explained.get(_key(finding))) for finding in self.findings]}
 
 
 @dataclass
@@ -105,7 +97,7 @@ class TableReplay:
                 began = monitor.drift_began(verdict) if verdict.drift else verdict.window
                 decision = governing.judge(verdict, began)
                 if decision is not None and decision.action != "hold":
-                    yield Alarm(verdict.window.last_offset + 1, verdict.window.last_time, verdict)
+                    yield Alarm(verdict.fell.offset + 1, verdict.fell.time, verdict, monitor.explained(decision).explanation)
 
     def _rows(self, reference: Reference, start: int, stop: int) -> Rows:
         cells = [self.tables.rows[column.name][start:stop] for column in reference.columns]
@@ -141,10 +133,33 @@ class TableReplay:
         return round(self.events / max(self.seconds - self.calibration_seconds, 1e-6))
 
 
+def _key(one: Finding | Explanation) -> tuple[str, ...]:
+    return one.limit, one.feature, one.test, one.signal
+
+
+def _beyond(finding: Finding) -> float:
+    """How far beyond its limit, in powers of e."""
+    return abs(log(max(finding.score, 1e-300) / max(finding.threshold, 1e-300)))
+
+
+def _as_dict(finding: Finding, explained: Explanation | None) -> dict[str, Any]:
+    told = {"feature": finding.feature, "detector": finding.test, "score": finding.score, "limit": finding.threshold}
+    plain = explained.as_dict() if explained else {}
+    more = {name: plain.get(name) for name in ("direction", "what", "before", "after", "earlier", "share", "moved")}
+    return {**told, "signal": finding.signal, **more, "since": explained.since.offset + 1 if explained else None}
+
+
 def as_text(alarm: Alarm) -> str:
     """An alarm as one line for people."""
+    explained = {_key(one): one.as_dict() for one in alarm.explanation}
+
+    def told(finding: Finding) -> str:
+        one = explained.get(_key(finding))
+        since = f"event {one['since']['offset'] + 1}" if one else ""
+        return f"; {change_text(one, since)}" if one else ""
+
     found = ", ".join(
-        f"{finding.feature} {finding.signal or finding.test} ({finding.score:.3g}, limit {finding.threshold:.3g})"
+        f"{finding.feature} {finding.signal or finding.test} ({finding.score:.3g}, limit {finding.threshold:.3g}{told(finding)})"
         for finding in alarm.findings[:_TOLD]
     )
     more = len(alarm.findings) - _TOLD

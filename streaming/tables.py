@@ -1,6 +1,6 @@
 """Tables of predictions as columns: CSV (also compressed) and Parquet, types inferred, what is no feature set aside and named."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,20 @@ class Tables:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What a table is judged by: its columns with their kinds, and rows of a time when all was well in them.
+
+    `texts` are the categorical columns that hold texts; `notes` says what was left out, and why.
+    """
+
+    schema: Schema
+    kinds: Mapping[str, Kind]
+    reference: dict[str, Values]
+    texts: frozenset[str]
+    notes: tuple[str, ...]
+
+
 def read_tables(table: Path, reference: Path, *, time: str | None = None, ignore: Sequence[str] = ()) -> Tables:
     """Read both; the reference tells the columns and their types. SettingsError says what can't be read, or does not fit.
 
@@ -41,16 +55,30 @@ def read_tables(table: Path, reference: Path, *, time: str | None = None, ignore
     features: they are left out with a note. A column named `prediction` is the model's answers.
     """
     known, judged = _frame(reference), _frame(table)
-    problems = (
-        [f"{table}: there is no column {time!r} for --time; it has {', '.join(map(str, judged.columns))}"]
-        if time and time not in judged
-        else []
-    )
+    columns = columns_of(known, str(reference), [*judged.columns], str(table), time=time, ignore=ignore)
+    rows = {name: cells_of(judged[name], kind) for name, kind in columns.kinds.items()}
+    lost = {name: lost_numbers(judged[name], rows[name]) for name, kind in columns.kinds.items() if kind == "numeric"}
+    times = times_of(judged[time], str(table), time) if time else np.arange(len(judged), dtype=np.float64)
+    return Tables(columns.schema, columns.reference, rows, times, [*columns.notes, *lost_notes(lost)])
+
+
+def columns_of(
+    known: "pandas.DataFrame",
+    reference: str,
+    judged: Sequence[str],
+    table: str,
+    *,
+    time: str | None = None,
+    ignore: Sequence[str] = (),
+) -> Columns:
+    """The reference's columns that are features, and the model's answers; `judged` are the names of the table's columns, `reference` and
+    `table` what both are called. SettingsError as `read_tables`."""
+    problems = [f"{table}: there is no column {time!r} for --time; it has {', '.join(judged)}"] if time and time not in judged else []
     absent = [name for name in ignore if name not in known and name not in judged]
     if absent:
         problems.append(f"--ignore {', '.join(absent)}: no such column in {table} or {reference}")
-    wanted = [name for name in known.columns if name not in ignore and name != time]
-    lacking = [str(name) for name in wanted if name not in judged]
+    wanted = [str(name) for name in known.columns if name not in ignore and name != time]
+    lacking = [name for name in wanted if name not in judged]
     if lacking:
         problems.append(f"{table}: lacks the reference's columns {', '.join(lacking)}; add them, or leave them out with --ignore")
     if problems:
@@ -62,24 +90,42 @@ def read_tables(table: Path, reference: Path, *, time: str | None = None, ignore
         if reason:
             notes.append(f"{name} is left out: {reason}")
         else:
-            kinds[str(name)] = "numeric" if _is_numeric(known[name]) else "categorical"
+            kinds[name] = "numeric" if _is_numeric(known[name]) else "categorical"
     if not kinds or not len(known):
         raise SettingsError([f"{reference}: {'no column is a feature' if len(known) else 'has no rows'}; {'; '.join(notes)}".rstrip("; ")])
-    more = [str(name) for name in judged.columns if name not in known and name != time and name not in ignore]
+    more = [name for name in judged if name not in known and name != time and name not in ignore]
     if more:
         notes.append(f"{', '.join(more)}: not in the reference, left out")
     features = tuple(Feature(name, kind) for name, kind in kinds.items() if name != PREDICTION)
     if not features:
         raise SettingsError([f"{reference}: no feature beside {PREDICTION!r}"])
     schema = Schema(features, kinds.get(PREDICTION, "numeric"), "")
-    sample = {name: _cells(known[name], kind) for name, kind in kinds.items()}
-    rows = {name: _cells(judged[name], kind) for name, kind in kinds.items()}
-    for name, kind in kinds.items():
-        lost = int(judged[name].notna().sum()) - int((~np.isnan(rows[name])).sum()) if kind == "numeric" else 0
-        if lost:
-            notes.append(f"{name}: {lost} values are no numbers and count as missing")
-    times = _times(judged[time], table, time) if time else np.arange(len(judged), dtype=np.float64)
-    return Tables(schema, sample, rows, times, notes)
+    sample = {name: cells_of(known[name], kind) for name, kind in kinds.items()}
+    texts = frozenset(name for name, kind in kinds.items() if kind == "categorical" and _holds_texts(known[name]))
+    return Columns(schema, kinds, sample, texts, tuple(notes))
+
+
+def lost_numbers(column: "pandas.Series[Any]", cells: Values) -> int:
+    """How many values of a numeric column are there and are no numbers."""
+    return int(column.notna().sum()) - int((~np.isnan(cells)).sum())
+
+
+def lost_notes(lost: Mapping[str, int]) -> list[str]:
+    """Told of `lost_numbers`, by column."""
+    return [f"{name}: {count} values are no numbers and count as missing" for name, count in lost.items() if count]
+
+
+def read_rows(table: Path, kinds: Mapping[str, Kind], time: str | None = None) -> tuple[dict[str, Values], Values | None]:
+    """The rows of a file as cells of these columns, with their times in seconds since 1970 where there is a column of times.
+
+    SettingsError when the file can't be read, has no rows or lacks a column.
+    """
+    frame = _frame(table)
+    lacking = [name for name in [*kinds, *([time] if time else [])] if name not in frame]
+    if lacking or not len(frame):
+        told = f"lacks the columns {', '.join(lacking)}; it has {', '.join(map(str, frame.columns))}" if lacking else "has no rows"
+        raise SettingsError([f"{table}: {told}"])
+    return {name: cells_of(frame[name], kind) for name, kind in kinds.items()}, times_of(frame[time], str(table), time) if time else None
 
 
 def _frame(path: Path) -> "pandas.DataFrame":
@@ -108,6 +154,11 @@ def _is_numeric(column: "pandas.Series[Any]") -> bool:
     return bool(is_numeric_dtype(column.dtype) and not is_bool_dtype(column.dtype)) or not column.notna().any()
 
 
+def _holds_texts(column: "pandas.Series[Any]") -> bool:
+    known = column.dropna()
+    return len(known) > 0 and all(isinstance(value, str) for value in known)
+
+
 def _no_feature(column: "pandas.Series[Any]") -> str:
     """Why the column is no feature; "" if it is one."""
     from pandas.api.types import is_datetime64_any_dtype
@@ -126,7 +177,7 @@ def _no_feature(column: "pandas.Series[Any]") -> str:
     return ""
 
 
-def _cells(column: "pandas.Series[Any]", kind: Kind) -> Values:
+def cells_of(column: "pandas.Series[Any]", kind: Kind) -> Values:
     """As `Column.array` makes them: float64 with NaN, or objects with None."""
     import pandas
 
@@ -141,17 +192,9 @@ def _cells(column: "pandas.Series[Any]", kind: Kind) -> Values:
     return cells
 
 
-def _times(column: "pandas.Series[Any]", table: Path, name: str) -> Values:
-    import pandas
-
-    if _is_numeric(column):
-        times: Values = column.to_numpy(dtype=np.float64)
-    else:
-        try:
-            parsed = pandas.to_datetime(column, utc=True, format="mixed")
-        except (ValueError, TypeError) as error:
-            raise SettingsError([f"{table}: column {name!r} holds no times: {error}"]) from error
-        times = (parsed - pandas.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(dtype=np.float64)
+def times_of(column: "pandas.Series[Any]", table: str, name: str) -> Values:
+    """The rows' times in seconds since 1970; SettingsError where one is lacking, or older than the one before it."""
+    times = seconds_of_column(column, table, name)
     if np.isnan(times).any():
         raise SettingsError([f"{table}: row {int(np.isnan(times).argmax()) + 1} has no time in column {name!r}"])
     if (np.diff(times) < 0).any():
@@ -159,3 +202,20 @@ def _times(column: "pandas.Series[Any]", table: Path, name: str) -> Values:
             [f"{table}: row {int((np.diff(times) < 0).argmax()) + 2} is older than the one before it by {name!r}; sort the rows"]
         )
     return times
+
+
+def seconds_of_column(column: "pandas.Series[Any]", table: str, name: str, *, lenient: bool = False) -> Values:
+    """Seconds since 1970, NaN where there is no time. What is no time is lacking, too, where we are `lenient`; else a SettingsError."""
+    import pandas
+
+    if _is_numeric(column):
+        numbers: Values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        return numbers
+    try:
+        parsed = pandas.to_datetime(column, utc=True, format="mixed", errors="coerce" if lenient else "raise")
+    except (ValueError, TypeError) as error:
+        raise SettingsError([f"{table}: column {name!r} holds no times: {error}"]) from error
+    if lenient and not parsed.notna().any():
+        raise SettingsError([f"{table}: column {name!r} holds no times: {column.iloc[0]!r}"])
+    seconds: Values = (parsed - pandas.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(dtype=np.float64)
+    return seconds

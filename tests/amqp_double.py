@@ -39,7 +39,7 @@ class Hasty:
         time.sleep(0.002 if seconds == 0.05 else seconds)
 
 
-SELECTOR = re.compile(rb"amqp\.annotation\.x-opt-(sequence-number|offset) (>=?) '(.+)'")
+SELECTOR = re.compile(rb"amqp\.annotation\.x-opt-(sequence-number|offset|enqueued-time) (>=?) '(.+)'")
 READERS_AT_MOST = 5
 
 
@@ -305,6 +305,9 @@ class _Connection(Wire):
         inclusive = comparison == b">="
         if value == b"@latest":
             place.next = place.partition.end
+        elif what == b"enqueued-time":
+            earlier = [stamp for _, stamp in place.partition.events if stamp < int(value) + (not inclusive)]
+            place.next = place.partition.begin + len(earlier)
         elif int(value) >= place.partition.end + inclusive:
             text = f"The supplied {what.decode()} '{value.decode()}' is invalid. The last is '{place.partition.end - 1}'"
             raise Refused("com.microsoft:argument-error", text)

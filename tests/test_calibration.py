@@ -17,6 +17,7 @@ from streaming.core.cusum import calibration
 from streaming.core.cusum.calibration import calibrate
 from streaming.core.cusum.recursion import accumulate
 from streaming.core.cusum.signals import Law, Signal, Signals
+from streaming.core.dependence import long_run
 from streaming.core.limits import BudgetLimit
 from streaming.core.reference import prepare
 from streaming.core.window import Rows
@@ -122,11 +123,16 @@ def test_a_signal_that_cannot_exceed_the_allowance_has_a_finite_limit():
 # Long-run variance
 
 
+def measured(values):
+    known = long_run(values)
+    return known.ratio, known.bandwidth
+
+
 @pytest.mark.parametrize(("rho", "expected", "tolerance"), [(0.0, 1.0, 0.08), (0.5, 3.0, 0.15), (0.9, 19.0, 0.25)])
 def test_the_long_run_variance_of_an_autoregression_is_the_known_one(rho, expected, tolerance):
     rng = np.random.default_rng(1)
     values = np.array([autoregression(rng, 20_000, rho) for _ in range(12)]).T
-    ratio, bandwidth = calibration._long_run(values * 7.0 + 100.0)
+    ratio, bandwidth = measured(values * 7.0 + 100.0)
     assert ratio == pytest.approx(np.full(12, expected), rel=tolerance * 1.6)
     assert ratio.mean() == pytest.approx(expected, rel=tolerance * 0.5)
     assert (ratio >= 1.0).all()
@@ -138,22 +144,22 @@ def test_the_long_run_variance_is_never_below_1_and_1_of_what_does_not_move():
     rng = np.random.default_rng(2)
     swinging = np.cumsum(rng.normal(size=2001))
     values = np.column_stack([np.diff(swinging - np.roll(swinging, 1))[:1999], np.full(1999, 3.0), np.tile([1.0, -1.0], 1000)[:1999]])
-    ratio, _ = calibration._long_run(values)
+    ratio, _ = measured(values)
     assert ratio[1] == 1.0
     assert ratio.min() == 1.0
     for rows in range(1, 8):
-        few, none = calibration._long_run(rng.normal(size=(rows, 2)))
+        few, none = measured(rng.normal(size=(rows, 2)))
         assert (few.tolist(), none.tolist()) == ([1.0, 1.0], [0.0, 0.0])
     for rows in range(8, 40):
-        assert np.isfinite(calibration._long_run(np.cumsum(rng.normal(size=(rows, 40)), axis=0))[0]).all()
+        assert np.isfinite(measured(np.cumsum(rng.normal(size=(rows, 40)), axis=0))[0]).all()
 
 
 def test_more_signals_than_a_batch_are_each_their_own():
     rng = np.random.default_rng(3)
     values = np.array([autoregression(rng, 3000, 0.8 * (number % 2)) for number in range(70)]).T
-    ratio, bandwidth = calibration._long_run(values)
+    ratio, bandwidth = measured(values)
     for number in (0, 31, 32, 33, 63, 64, 69):
-        alone, width = calibration._long_run(values[:, [number]])
+        alone, width = measured(values[:, [number]])
         assert (ratio[number], bandwidth[number]) == (pytest.approx(alone[0]), width[0])
     assert ratio[1::2].min() > 3.0 > 1.6 > ratio[::2].max()
 

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from streaming.actions.incident import (
 )
 from streaming.actions.outbox import Entry
 from streaming.actions.worker import Worker
-from streaming.core.verdict import Decision, Finding, Span, Verdict
+from streaming.core.verdict import Decision, Explanation, Finding, Moved, Place, Span, Verdict
 from streaming.report import POLICY, RenderReport, report_payload
 from streaming.testing import open_outbox, put, told_ends
 
@@ -56,6 +57,23 @@ def test_an_opened_incident_holds_the_decision_and_the_window(tmp_path: Path) ->
     assert record["run"] == {"id": "run-1", "state": "started"}
     assert [line["what"] for line in record["timeline"]] == ["retrain"]
     assert read_window(folder) == {"petal": [1.0, None], "colour": ["red", None]}
+
+
+def test_the_timeline_keeps_what_each_decision_found(tmp_path: Path) -> None:
+    what = Explanation(
+        "drift", "petal", "ks", "", 1e-9, 0.05, "up", (Moved("mean", 1.2, 3.05),), Place(15, 1_800_000_005.0), 5, False, 0.61
+    )
+    later = replace(what, since=Place(10, 1_800_000_000.0), earlier=True, share=1.0)
+    for id_, one in (("d1", what), ("d2", later)):
+        open_incident(tmp_path, replace(decision(id_), explanation=(one,), unexplained=3), now=1.0)
+    record = read_incident(tmp_path, "inc-1")
+    assert record is not None
+    assert [line["text"] for line in record["timeline"]] == [
+        "because of d1; petal: mean 1.2 -> 3.05 (up), since 08:00:05Z, 61 %; and 3 more",
+        "because of d2; petal: mean 1.2 -> 3.05 (up), since 08:00:00Z or before, 100 %; and 3 more",
+    ]
+    assert record["decision"]["ranking"] == [{"feature": "petal", "share": 1.0}]
+    assert record["decision"]["explanation"][0]["before"] == 1.2
 
 
 def test_the_same_decision_told_again_changes_nothing(tmp_path: Path) -> None:

@@ -152,6 +152,23 @@ def test_only_the_partitions_that_were_asked_for_are_read(log):
     assert len({r.event.id for batch in everything(log) for r in batch}) == 30
 
 
+def test_a_time_is_found_as_a_position_on_every_partition(log):
+    log.append([event(model, number) for number, model in enumerate(MODELS)])
+    time.sleep(0.02)
+    log.append([event(model, 10 + number) for number, model in enumerate(MODELS)])
+    time.sleep(0.02)
+    log.append([event(MODELS[0], 20)])
+    everyone = [record for batch in everything(log) for record in batch]
+    starts, ends = log.start_positions(), log.end_positions()
+    assert log.positions_at(0.0) == starts
+    assert log.positions_at(time.time() + 60) == ends
+    for at in sorted({record.timestamp for record in everyone}):
+        first = {number: [r.offset for r in everyone if r.partition == number and r.timestamp >= at] for number in starts}
+        assert log.positions_at(at) == {number: min(offsets, default=ends[number]) for number, offsets in first.items()}
+        assert log.positions_at(at + 0.0004) == log.positions_at(at + 0.0008), "a moment later is behind it"
+    assert len({record.timestamp for record in everyone}) >= 3
+
+
 def test_waiting_ends_with_the_next_event_and_not_before(log, url):
     positions = log.end_positions()
     assert log.wait_for(positions, 0.2) is False

@@ -334,9 +334,9 @@ def test_a_reference_of_no_rows_has_no_signal_of_the_empty_column():
 
 def test_what_the_docstring_promises_are_the_numbers_used():
     told = cusum_signals.__doc__
-    assert "2 % or more" in told and cusum_signals._COMMON == 0.02
-    assert "at most 4" in told and cusum_signals._CAP == 4.0
-    assert "clipped at 2.5" in told and cusum_signals._CLIP == 2.5
+    assert "2 % or more" in told and cusum_signals.COMMON == 0.02
+    assert "at most 4" in told and cusum_signals.CAP == 4.0
+    assert "clipped at 2.5" in told and cusum_signals.CLIP == 2.5
     assert "up to 30" in told and MOST_PAIRED == 30
 
 

@@ -16,7 +16,7 @@ from inference.event import Event
 from streaming.actions.outbox import Done, Entry, Later
 from streaming.actions.slack import MAX_HEADER, MAX_TEXT, Message, Slack, drift_message, outcome_message, plain
 from streaming.actions.worker import Policy, Worker
-from streaming.core.verdict import Decision, Finding, Span, Verdict
+from streaming.core.verdict import Decision, Explanation, Finding, Moved, Place, Span, Verdict
 from streaming.testing import DROP, HANG, Answer, Receiver, free_port, open_outbox, put
 
 TOKEN = "T000-B000-secret"
@@ -63,6 +63,56 @@ def test_a_drift_message_tells_what_by_how_much_since_when_and_what_was_started(
     assert "after 640 predictions" in since
     assert places == ["incident `inc-1`", "<https://example.org/r?a=1&amp;b=2|report>", "folder `/var/state/incidents/inc-1`"]
     assert message.text.startswith("Drift in default/iris version 1. Retraining started")
+
+
+def explained(feature: str, share: float, test: str = "ks", what: str = "mean", **more: Any) -> Explanation:
+    numbers = {"score": 2.1e-19, "threshold": 1e-4, "since": Place(1180, 1_800_000_020.0), "rows": 120, "earlier": False, "limit": "drift"}
+    moved = (Moved(what, 1.204, 3.05),)
+    return Explanation(
+        **{"feature": feature, "test": test, "signal": "", "direction": "up", "moved": moved, "share": share, **numbers, **more}
+    )
+
+
+def with_explanation(*explanation: Explanation, unexplained: int = 0) -> dict[str, Any]:
+    findings = [finding(one.feature, one.test, one.score, one.threshold) for one in explanation]
+    window = Span(0, 1100, 1299, 1_800_000_000.0, 1_800_000_060.0)
+    verdict = Verdict("v1", "default/iris", "1", 12, 640, window, tuple(findings), ("drift",))
+    made = Decision("d1", "retrain", "why", "inc-1", "run-1", verdict, window, {}, explanation, unexplained)
+    return made.as_dict()
+
+
+def test_features_are_ranked_by_their_share_with_before_and_after_and_since_when() -> None:
+    made = with_explanation(
+        explained("sepal_width", 0.1, "wasserstein"),
+        explained("petal_width", 0.5),
+        explained("petal_width", 0.11, "psi", what="median"),
+        explained("<city>", 0.29, "missing", what="missing", moved=(Moved("missing", 0.0, None),), earlier=True, direction=""),
+        unexplained=2,
+    )
+    lines = texts(drift_message(made))[2].splitlines()[1:]
+    assert lines == [
+        "• *petal_width*: mean 1.2 -&gt; 3.05 (up), since 08:00:20Z, 61 % (ks p = 2.1e-19, limit 0.0001)",
+        "• *&lt;city&gt;*: missing 0 % -&gt; none, since 08:00:20Z or before, 29 % (missing = 2.1e-19, limit 0.0001)",
+        "• *sepal_width*: mean 1.2 -&gt; 3.05 (up), since 08:00:20Z, 10 % (wasserstein = 2.1e-19, limit 0.0001)",
+        "and 2 more",
+    ]
+
+
+def test_the_notification_names_the_first_feature() -> None:
+    made = with_explanation(explained("<x>", 0.6), explained("y", 0.4))
+    assert drift_message(made).text.endswith("why &lt;x&gt;: mean 1.2 -&gt; 3.05 (up), since 08:00:20Z, 60 %.")
+
+
+def test_a_moment_of_another_day_has_its_date() -> None:
+    made = with_explanation(explained("x", 1.0, since=Place(1, 1_800_000_020.0 - 86_400.0)))
+    assert "since 2027-01-14 08:00:20Z" in texts(drift_message(made))[2]
+
+
+def test_at_most_eight_features_are_explained_and_the_others_counted() -> None:
+    made = with_explanation(*(explained(f"f{n}", (20 - n) / 210) for n in range(20)), unexplained=30)
+    lines = texts(drift_message(made))[2].splitlines()[1:]
+    assert [line.split("*")[1] for line in lines[:8]] == [f"f{n}" for n in range(8)]
+    assert lines[8:] == ["and 42 more"]
 
 
 def test_a_held_decision_says_why_nothing_was_started() -> None:
@@ -170,7 +220,11 @@ def test_messages_keep_slacks_bounds_and_hold_only_our_own_links(rows: list[Any]
         "challenger": None,
         "metric": name,
     }
-    for message in (drift_message(made, links), outcome_message(finished, links)):
+    explanation = [
+        explained(feature, 1.0, test, what=test, score=score, moved=(Moved(test, score, None),)) for feature, test, score, _ in rows
+    ]
+    with_both = {**with_explanation(*explanation), "verdict": made["verdict"]}
+    for message in (drift_message(made, links), drift_message(with_both, links), outcome_message(finished, links)):
         assert 0 < len(message.text) <= MAX_TEXT
         assert 0 < len(message.blocks) <= 50
         json.dumps(message.payload(), allow_nan=False)

@@ -89,10 +89,17 @@ def test_the_command_ends_with_one_json_object(files, capsys):
     (finding,) = alarm["findings"]
     assert (finding["feature"], finding["detector"], finding["limit"]) == ("x", "cusum", 1.0)
     assert finding["score"] >= 1.0
+    assert (finding["signal"], finding["direction"], finding["what"], finding["share"]) == ("level up", "up", "mean", 1.0)
+    assert abs(finding["since"] - (CHANGE + 1)) <= 3, "the row, from 1, at which the change began"
+    reference = pd.read_csv(files / "reference.csv")["x"]
+    after = pd.read_parquet(files / "events.parquet")["x"][finding["since"] - 1 : alarm["event"]]
+    assert (finding["before"], finding["after"]) == (pytest.approx(reference.mean()), pytest.approx(after.mean()))
+    assert {"what": "median", "before": pytest.approx(reference.median()), "after": pytest.approx(after.median())} in finding["moved"]
     assert 0 < told["calibration_seconds"] < told["seconds"]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert f"alarm at event {alarm['event']}: x level up" in out
+    assert f"mean {finding['before']:.3g} -> {finding['after']:.3g} (up), since event {finding['since']}, 100 %)" in out
     assert f"{ROWS} events, 1 alarm;" in out
 
 

@@ -13,7 +13,7 @@ from inference.event import Event
 from streaming.actions.outbox import Done, Entry, Later
 from streaming.actions.webhook import Webhook, webhook_payload
 from streaming.actions.worker import Policy, Worker
-from streaming.core.verdict import Decision, Finding, Span, Verdict
+from streaming.core.verdict import Decision, Explanation, Finding, Moved, Place, Span, Verdict
 from streaming.testing import HANG, Answer, Receiver, free_port, open_outbox, put
 
 SPAN = Span(0, 10, 19, 1_800_000_000.0, 1_800_000_009.0)
@@ -50,6 +50,18 @@ def test_the_decision_arrives_as_a_cloudevent_that_the_sdk_reads() -> None:
     assert event.data["text"] == "Drift in default/iris"
     assert "evidence" not in event.data
     assert request.path == f"/hook?token={TOKEN}"
+
+
+def test_the_explanation_arrives_with_it() -> None:
+    what = Explanation("drift", "petal", "ks", "", 1e-9, 0.05, "up", (Moved("mean", 1.2, 3.05),), Place(15, 5.0), 5, False, 1.0)
+    payload = webhook_payload(replace(DECISION, explanation=(what,), unexplained=2), text="Drift")
+    with Receiver() as receiver:
+        hook(receiver)(replace(ENTRY, payload=payload))
+        data = from_http(receiver.requests[0].headers, receiver.requests[0].body).data
+    (told,) = data["explanation"]
+    assert (told["feature"], told["what"], told["before"], told["after"], told["direction"]) == ("petal", "mean", 1.2, 3.05, "up")
+    assert told["since"] == {"offset": 15, "time": 5.0}
+    assert (data["ranking"], data["unexplained"]) == ([{"feature": "petal", "share": 1.0}], 2)
 
 
 def test_extra_headers_are_sent() -> None:

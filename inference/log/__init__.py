@@ -54,6 +54,13 @@ class EventLog(Protocol):
         """The offset that the next event will get, of each partition."""
         ...
 
+    def positions_at(self, time: float) -> dict[int, int]:
+        """Of each partition the offset of the first event appended at or after `time` (seconds since 1970); its end if there is none.
+
+        Offsets in between that hold no event (a transaction's marker) may be given in place of the event behind them.
+        """
+        ...
+
     def partition_of(self, model: str) -> int:
         """The partition on which all events of this model ("namespace/inferenceservice") stand."""
         ...

@@ -153,6 +153,10 @@ class EmbeddedLog:
         with self._snapshot() as connection:
             return {partition: state.next for partition, state in _states(connection).items()}
 
+    def positions_at(self, time: float) -> dict[int, int]:
+        with self._snapshot() as connection:
+            return {partition: _first_at(connection, partition, state, time) for partition, state in _states(connection).items()}
+
     def partition_of(self, model: str) -> int:
         return zlib.crc32(model.encode()) % self.partitions
 
@@ -368,6 +372,16 @@ def _split(place: int) -> tuple[int, int]:
 def _states(connection: sqlite3.Connection) -> dict[int, _Partition]:
     rows = connection.execute("SELECT partition, start, next, bytes, timestamp FROM partitions ORDER BY partition")
     return {partition: _Partition(*state) for partition, *state in rows}
+
+
+def _first_at(connection: sqlite3.Connection, partition: int, state: _Partition, time: float) -> int:
+    """Halve the stretch: a partition's times never go back."""
+    low, high = state.start, state.next
+    while low < high:
+        middle = (low + high) // 2
+        (stamp,) = connection.execute("SELECT timestamp FROM records WHERE place = ?", (partition << SHIFT | middle,)).fetchone()
+        low, high = (middle + 1, high) if stamp < time else (low, middle)
+    return low
 
 
 def _save(connection: sqlite3.Connection, states: Mapping[int, _Partition]) -> None:

@@ -114,6 +114,9 @@ class EventHubsLog:
     def end_positions(self) -> dict[int, int]:
         return {number: end for number, (_, end) in self.hub.bounds(self.partitions).items()}
 
+    def positions_at(self, time: float) -> dict[int, int]:
+        return self.hub.positions_at(self.partitions, time)
+
     def partition_of(self, model: str) -> int:
         """As Kafka's clients place a key, so that a model's events stand together whichever endpoint they came in by."""
         number: int = murmur2(model.encode()) & 0x7FFFFFFF

@@ -12,22 +12,25 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from functools import partial
+from time import monotonic
 from typing import Any, TypeVar
 
 from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
 from azure.eventhub import EventData, EventHubConsumerClient, EventHubProducerClient, TransportType
 from azure.eventhub.amqp import AmqpMessageBodyType
-from azure.eventhub.exceptions import AuthenticationError, EventHubError
+from azure.eventhub.exceptions import AuthenticationError, ConnectionLostError, EventHubError, OperationTimeoutError
 
 from inference.errors import EventError, LogCorrupt, LogError, LogThrottled, LogUnavailable, SettingsError
 from inference.event import Event, to_kafka
 from inference.log import Record
 from inference.log.address import HubAddress
+from inference.log.amqp_properties import headers_of
 from inference.log.connection import Connection, ConnectionString, Entra, SasToken, Tls
 from inference.log.credentials import default_credential as default_credential
 from inference.log.credentials import shared_key
-from inference.log.kafka_records import record_of
+from inference.log.kafka_records import milliseconds, record_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -43,7 +46,6 @@ _LEFT_BEHIND = 16
 _WRITE_SECONDS = 5.0
 # What the SDK asks for, down to the second slash.
 _SCOPE = "https://eventhubs.azure.net//.default"
-_FOREIGN = re.compile(r"cloudEvents[:_]")
 _SECRET = re.compile(r"(?i)(sig|SharedAccessKey|SharedAccessSignature)=[^&;\s]+")
 
 
@@ -89,13 +91,45 @@ class Hub:
 
     def bounds(self, partitions: Iterable[int]) -> dict[int, tuple[int, int]]:
         """Of each partition the oldest sequence number that can be read, and the one that comes next."""
-        numbers = list(partitions)
-        found = self._ask([partial(_properties, number=number) for number in numbers])
         bounds = {}
-        for number, properties in zip(numbers, found, strict=True):
+        for number, properties in self._told_of(partitions).items():
             end = properties["last_enqueued_sequence_number"] + 1
             bounds[number] = (end if properties["is_empty"] else properties["beginning_sequence_number"], end)
         return bounds
+
+    def positions_at(self, partitions: Iterable[int], time: float) -> dict[int, int]:
+        """As `EventLog.positions_at`. The service is asked for the first event by its time, which takes a connection for each partition."""
+        since = datetime.fromtimestamp(milliseconds(time) / 1000.0, UTC)
+        found = self._told_of(partitions)
+        positions = {number: properties["last_enqueued_sequence_number"] + 1 for number, properties in found.items()}
+        behind = [number for number, told in found.items() if not told["is_empty"] and told["last_enqueued_time_utc"] >= since]
+        for start in range(0, len(behind), _AT_ONCE):
+            some = behind[start : start + _AT_ONCE]
+            positions |= zip(some, self.run([partial(self._first_at, number, since) for number in some], _ASK_SECONDS), strict=True)
+        return positions
+
+    def _first_at(self, number: int, since: datetime) -> int:
+        """The sequence number of the first event of `since` or later, of which there is one."""
+        found: list[EventData] = []
+        deadline = monotonic() + _ASK_SECONDS
+        with closing(self.consumer(READERS)) as client:
+            consumer = client._create_consumer(READERS, str(number), since, found.extend, event_position_inclusive=True, prefetch=1)
+            # See eventhubs_receiver.py.
+            consumer._keep_alive = None
+            with closing(consumer):
+                while not found and monotonic() < deadline:
+                    consumer.receive(batch=True, max_batch_size=1)
+                    if not consumer.running:
+                        client.get_partition_properties(str(number))
+                        raise ConnectionLostError("the connection could not be made")
+        if not found:
+            raise OperationTimeoutError(f"partition {number} did not tell its first event since {since.isoformat()}")
+        first: int = found[0].sequence_number
+        return first
+
+    def _told_of(self, partitions: Iterable[int]) -> dict[int, dict[str, Any]]:
+        numbers = list(partitions)
+        return dict(zip(numbers, self._ask([partial(_properties, number=number) for number in numbers]), strict=True))
 
     def run(self, calls: Sequence[Callable[[], T]], seconds: float) -> list[T]:
         """The results of some of the SDK's blocking calls, made at the same time on threads of their own.
@@ -229,7 +263,7 @@ def to_message(event: Event) -> EventData:
 
 def to_record(hub: str, partition: int, message: EventData) -> Record:
     """What came from the hub as a record of the log; what is no CloudEvent is a record all the same (`UNREADABLE`)."""
-    headers = [(_name(name), _text(value)) for name, value in (message.properties or {}).items()]
+    headers = headers_of(message.properties or {}, message.content_type)
     body = b""
     if message.body_type == AmqpMessageBodyType.DATA:
         body = b"".join(message.body)
@@ -237,27 +271,6 @@ def to_record(hub: str, partition: int, message: EventData) -> Record:
         body = message.body
     elif message.body is not None:
         # A sequence or a number: whatever it means, it is no data of a CloudEvent.
-        headers = []
-    if message.content_type is not None and not any(name.lower() == "content-type" for name, _ in headers):
-        headers.append(("content-type", _text(message.content_type)))
+        headers = headers_of({}, message.content_type)
     appended = int(message.enqueued_time.timestamp() * 1000) if message.enqueued_time else 0
     return record_of(hub, partition, message.sequence_number, appended, headers, body)
-
-
-_names: dict[Any, str] = {}
-
-
-def _name(raw: bytes | str) -> str:
-    name = _names.get(raw)
-    if name is None:
-        text = raw.decode(errors="replace") if isinstance(raw, bytes) else str(raw)
-        name = _FOREIGN.sub("ce_", text, count=1) if _FOREIGN.match(text) else text
-        if len(_names) < 1000:
-            _names[raw] = name
-    return name
-
-
-def _text(value: Any) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    return str(value).lower().encode() if isinstance(value, bool) else str(value).encode()

@@ -15,7 +15,7 @@ from inference.log import Record, grown_beyond
 from inference.log.connection import Connection
 from inference.log.credentials import EntraTokens
 from inference.log.kafka_batches import append_batches
-from inference.log.kafka_records import record_of
+from inference.log.kafka_records import milliseconds, record_of
 from inference.log.kafka_settings import KafkaClients
 
 _APPEND_SECONDS = 66.0
@@ -113,6 +113,13 @@ class KafkaLog:
 
     def end_positions(self) -> dict[int, int]:
         return self._offsets("end_offsets")
+
+    def positions_at(self, time: float) -> dict[int, int]:
+        asked = {TopicPartition(self.address.topic, number): milliseconds(time) for number in self._partitions}
+        ends = self.end_positions()
+        with self._consuming() as consumer:
+            found = consumer.offsets_for_times(asked, timeout_ms=_ANSWER_MS)
+        return {place.partition: ends[place.partition] if at is None else at.offset for place, at in found.items()}
 
     def partition_of(self, model: str) -> int:
         """As Kafka's own clients place a key, so that other producers' events of a model stand beside ours."""

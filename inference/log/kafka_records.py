@@ -5,6 +5,7 @@ thirteen headers one by one would cost more than all else that is done with a re
 header by header, which comes to the same.
 """
 
+import math
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -111,6 +112,12 @@ class Templates:
 
 
 _templates = Templates()
+
+
+def milliseconds(time: float) -> int:
+    """The first of Kafka's times that is not before `time`: of the time of a record, its own."""
+    # To the microsecond first: a time that came from milliseconds would be rounded up by its last bit.
+    return max(0, math.ceil(round(time * 1000.0, 3)))
 
 
 def record_of(topic: str, partition: int, offset: int, timestamp_ms: int, headers: Headers | None, value: bytes | None) -> Record:

@@ -23,7 +23,7 @@ from inference.event import Event, Message
 from inference.log import Record, grown_beyond
 from inference.log.connection import Connection
 from inference.log.credentials import EntraTokens
-from inference.log.kafka_records import record_of
+from inference.log.kafka_records import milliseconds, record_of
 from inference.log.librdkafka_settings import CONNECT_SECONDS, Librdkafka, consumed
 
 _APPEND_SECONDS = 66.0
@@ -135,6 +135,11 @@ class LibrdkafkaLog:
 
     def end_positions(self) -> dict[int, int]:
         return self._offsets(OFFSET_END)
+
+    def positions_at(self, time: float) -> dict[int, int]:
+        ends = self.end_positions()
+        # Behind the newest record librdkafka gives its mark for the end.
+        return {number: ends[number] if offset < 0 else offset for number, offset in self._offsets(milliseconds(time)).items()}
 
     def partition_of(self, model: str) -> int:
         """As Kafka's own clients place a key, so that other producers' events of a model stand beside ours."""

@@ -23,6 +23,7 @@ import orjson
 from inference.errors import ActionError
 from inference.event import now_text
 from inference.versions import Schema
+from streaming.actions.explained import feature_texts
 from streaming.core.verdict import Decision
 
 log = logging.getLogger(__name__)
@@ -55,12 +56,13 @@ def open_incident(state: Path, decision: Decision, reference: Path | None = None
         record = _read(folder) or _new(decision, now)
         if any(line["id"] == decision.id for line in record["timeline"]):
             return folder
-        record["decision"] = decision.as_dict()
+        record["decision"] = told = decision.as_dict()
         record["reference"] = str(reference) if reference is not None else record["reference"]
         record["schema"] = asdict(schema) if schema is not None else record["schema"]
         if decision.action == "retrain":
             record["run"] = {"id": decision.run_id, "state": "started"}
-        _append(record, decision.id, decision.action, decision.reason, now)
+        # What a later decision finds no more: the moment at which the change began may have left its window by then.
+        _append(record, decision.id, decision.action, "; ".join([decision.reason, *feature_texts(told)]), now)
         if decision.evidence:
             _write(folder, WINDOW, dict(decision.evidence))
         # Last, for the record tells that the rest is there.

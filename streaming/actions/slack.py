@@ -13,6 +13,7 @@ from slack_sdk.webhook import WebhookClient
 
 from inference.errors import ActionError, SettingsError
 from streaming.actions.answers import answered
+from streaming.actions.explained import change_text, feature_texts, moment, ranked
 from streaming.actions.outbox import Entry, Result
 from streaming.core.statistics import P_VALUES
 
@@ -58,7 +59,8 @@ def plain(value: object, limit: int = _NAME) -> str:
 def drift_message(decision: Mapping[str, Any], links: Mapping[str, str] | None = None) -> Message:
     """The message for a decision (`Decision.as_dict()`, or its JSON read back); `links` are places to look, by label.
 
-    Which model and version; the drifting features, worst first, against their limits; since when; what was started or why not.
+    Which model and version; the features that drift by their share in the verdict, from what to what, which way and since when, with their
+    scores against their limits; what was started or why not.
     """
     verdict = decision["verdict"]
     name = f"{plain(verdict['model'])} version {plain(verdict['version'], 40)}"
@@ -66,7 +68,9 @@ def drift_message(decision: Mapping[str, Any], links: Mapping[str, str] | None =
         started = f"Retraining started: run {_code(decision['run_id'])}. {plain(decision['reason'], _REASON)}"
     else:
         started = f"No retraining started: {plain(decision['reason'], _REASON)}"
-    lines = _feature_lines(verdict["findings"])
+    lines = (
+        [*_ranked_lines(decision), *_unknown_lines(verdict["findings"])] if decision.get("ranking") else _feature_lines(verdict["findings"])
+    )
     blocks = [
         _header(f"Drift in {verdict['model']}, version {verdict['version']}"),
         _section([f"*{name}* no longer sees what it was trained on.", _limits(verdict["breached"]), started]),
@@ -74,7 +78,8 @@ def drift_message(decision: Mapping[str, Any], links: Mapping[str, str] | None =
         _section([f"*Since when*\n{_since(decision['drift_began'], verdict)}"]),
         _context([f"incident {_code(decision['incident'])}", *_links(links or {})]),
     ]
-    return Message(f"Drift in {name}. {started}", blocks)
+    first = "".join(f" {plain(text, 280)}." for text in feature_texts(decision, 1)[:1])
+    return Message(f"Drift in {name}. {started}{first}", blocks)
 
 
 def outcome_message(finished: Mapping[str, Any], links: Mapping[str, str] | None = None) -> Message:
@@ -140,24 +145,44 @@ def _told(error: Exception, timeout: float) -> str:
     return (isinstance(reason, OSError) and reason.strerror) or type(reason).__name__
 
 
+def _ranked_lines(decision: Mapping[str, Any]) -> list[str]:
+    """The features by their share in the verdict. Each part of a line is cut, so that eight of them and what follows fit a section."""
+    near, features = decision["verdict"]["window"]["last_time"], ranked(decision)
+    lines = []
+    for one in features[:MAX_FEATURES]:
+        told = plain(change_text(one, moment(one["since"]["time"], near)), 160)
+        lines.append(f"• *{plain(one['feature'], 80)}*: {told} ({_score(one, 20)})")
+    more = len(features) - MAX_FEATURES
+    if more > 0 or decision["unexplained"]:
+        lines.append(f"and {max(more, 0) + decision['unexplained']} more")
+    return [*lines, *_unknown_lines(decision["verdict"]["findings"])]
+
+
 def _feature_lines(findings: Iterable[Mapping[str, Any]]) -> list[str]:
     findings = list(findings)
     drifting = sorted((finding for finding in findings if finding["over"]), key=_severity, reverse=True)
     lines = [_feature_line(finding) for finding in drifting[:MAX_FEATURES]]
     if len(drifting) > MAX_FEATURES:
         lines.append(f"and {len(drifting) - MAX_FEATURES} more")
+    return [*lines, *_unknown_lines(findings)] or ["no single feature"]
+
+
+def _unknown_lines(findings: Iterable[Mapping[str, Any]]) -> list[str]:
     unknown = [finding for finding in findings if finding["unknown"]]
-    if unknown:
-        first = unknown[0]
-        more = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        lines.append(f"Could not be judged: {plain(first['feature'])} ({plain(first['unknown'], 200)}){more}")
-    return lines or ["no single feature"]
+    if not unknown:
+        return []
+    first = unknown[0]
+    more = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+    return [f"Could not be judged: {plain(first['feature'])} ({plain(first['unknown'], 200)}){more}"]
 
 
 def _feature_line(finding: Mapping[str, Any]) -> str:
-    test = plain(finding["test"], 40)
+    return f"• *{plain(finding['feature'])}*: {_score(finding, 40)}"
+
+
+def _score(finding: Mapping[str, Any], limit: int) -> str:
     letter = " p" if finding["test"] in P_VALUES else ""
-    return f"• *{plain(finding['feature'])}*: {test}{letter} = {_number(finding['score'])}, limit {_number(finding['threshold'])}"
+    return f"{plain(finding['test'], limit)}{letter} = {_number(finding['score'])}, limit {_number(finding['threshold'])}"
 
 
 def _severity(finding: Mapping[str, Any]) -> float:

@@ -28,6 +28,10 @@ class ColumnwiseKs:
         self._at: tuple[int, _Counts, _Counts, _Counts] = (0, self._low, self._high, self._high)
 
     def scores(self, codes: Codes) -> list[float]:
+        return [statistics.ks_p(self._size, codes.shape[1], height) for height in self.heights(codes).tolist()]
+
+    def heights(self, codes: Codes) -> _Counts:
+        """The statistics, in steps of 1 / lcm of both samples' sizes."""
         places = np.sort(codes, axis=1) + self._starts
         rows = places.shape[1]
         if self._at[0] != rows:
@@ -42,7 +46,8 @@ class ColumnwiseKs:
         # before one. Of equal values the last is the highest of all and the first the lowest, so the others need not be told apart.
         above = (of_window[1:] - high.take(places)).max(axis=1)
         below = (low.take(places) - of_window[:-1]).max(axis=1)
-        return [statistics.ks_p(self._size, rows, height) for height in np.maximum(above, below).tolist()]
+        heights: _Counts = np.maximum(above, below)
+        return heights
 
 
 class ColumnwiseWasserstein:

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from inference.errors import SnapshotError
 from inference.log import Record
-from streaming.core.monitor import MonitorSpec
-from streaming.core.stream import ModelStream, References
+from streaming.core.monitor import Monitor, MonitorSpec
+from streaming.core.stream import ModelStream, MonitorOf, References
 from streaming.core.verdict import Notice, Outcome
 
 State = dict[str, Any]
@@ -41,13 +41,21 @@ class Fleet:
     """Routes each record to its model. A model no spec is given for is counted and left alone."""
 
     def __init__(
-        self, specs: Mapping[str, MonitorSpec], references: References, *, live: Callable[[str], str | None], annotation: str
+        self,
+        specs: Mapping[str, MonitorSpec],
+        references: References,
+        *,
+        live: Callable[[str], str | None],
+        annotation: str,
+        monitor: MonitorOf = Monitor,
     ) -> None:
-        """`live` names the version to take for granted when neither a promotion nor an annotation has named one."""
+        """`live` names the version to take for granted when neither a promotion nor an annotation has named one; `monitor` makes a
+        version's monitor."""
         self._specs = dict(specs)
         self._references = references
         self._live = live
         self._annotation = annotation
+        self._monitor = monitor
         self._partitions: dict[int, _Partition] = {}
 
     def feed(self, records: Sequence[Record]) -> list[Outcome]:
@@ -118,7 +126,7 @@ class Fleet:
         return {**newest.status(), "counts": _summed(stream.status()["counts"] for stream in streams)}
 
     def _stream(self, model: str, partition: int) -> ModelStream:
-        return ModelStream(model, partition, self._specs[model], self._references, self._live, self._annotation)
+        return ModelStream(model, partition, self._specs[model], self._references, self._live, self._annotation, self._monitor)
 
 
 def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

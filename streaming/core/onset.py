@@ -19,7 +19,7 @@ def drift_began(window: SlidingWindow, reference: Reference, findings: Sequence[
     drifting = {finding.feature for finding in findings if finding.over}
     if not drifting:
         return 0
-    evidence = np.zeros(min(window.rows, window.spec.size))
+    evidence = np.zeros(len(window))
     for index, column in enumerate(reference.columns):
         if column.name in drifting:
             deviations = np.nan_to_num(column.ranks(window.codes[index]) - 0.5)

@@ -22,6 +22,7 @@ class NumericColumn:
     """A numeric column's reference: `values` finite and sorted, `rows` before missing ones were dropped.
 
     `distinct` are its different values, `below` tells of each how many values are smaller, with their number at the end.
+    `ends`: what known values are clipped to, where they are (see `winsorized`).
     """
 
     name: str
@@ -30,6 +31,16 @@ class NumericColumn:
     std: float
     distinct: Floats
     below: NDArray[np.int64]
+    ends: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, name: str, values: Floats, rows: int, ends: tuple[float, float] | None = None) -> "NumericColumn":
+        """From its finite values, sorted."""
+        # Evidently takes the population's standard deviation.
+        std = float(np.std(values)) if len(values) else 0.0
+        distinct, counts = np.unique(values, return_counts=True)
+        below = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return cls(name, values, rows, std, distinct, below, ends)
 
     @property
     def kind(self) -> Kind:
@@ -45,9 +56,9 @@ class NumericColumn:
         return np.array(values, dtype=np.float64)
 
     def known(self, window: Values) -> Floats:
-        """The finite values of a window of this column."""
+        """The finite values of a window of this column, clipped where the column is winsorized."""
         known: Floats = window[np.isfinite(window)]
-        return known
+        return known if self.ends is None else known.clip(*self.ends)
 
     @property
     def missing(self) -> int:
@@ -76,6 +87,16 @@ class NumericColumn:
         high = np.where(codes & 1, self.below.take(places + 1, mode="clip"), low)
         ranks: Floats = np.where(codes == self.missing, np.nan, (low + high) / (2.0 * self.n))
         return ranks
+
+    def unseen(self, codes: Codes) -> NDArray[np.bool_]:
+        """Which values the reference does not hold."""
+        hits: NDArray[np.bool_] = codes & 1 == 0
+        return hits
+
+    def outside(self, codes: Codes) -> NDArray[np.bool_]:
+        """Which values lie below the reference's smallest or above its largest, infinities among them."""
+        hits: NDArray[np.bool_] = (codes == 0) | (codes == self.missing - 1)
+        return hits
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +143,37 @@ class CategoricalColumn:
         """Each category's middle in the cumulated shares of the reference, most frequent first; 1 when never seen there."""
         return self.middles[codes]
 
+    def unseen(self, codes: Codes) -> NDArray[np.bool_]:
+        """Which values the reference does not hold."""
+        hits: NDArray[np.bool_] = codes == self.missing - 1
+        return hits
+
 
 Column = NumericColumn | CategoricalColumn
+
+
+_TAILS = (0.05, 0.01, 0.001, 0.0)
+
+
+def winsorized(column: NumericColumn) -> NumericColumn:
+    """The same with outliers pulled in: all values, the window's too (`known`), clipped to the reference's range without its outliers.
+
+    Outliers lie further out than the span between the 5 % and the 95 % quantile on either side of it (of a normal law 4.9 standard
+    deviations, 1 value in a million); where both are one value, those of 1 and 99 %, of 0.1 and 99.9 %, or the ends. Quantiles are
+    not moved by outliers, as long as those are fewer than the tail. The ends of the range are values of the reference.
+    """
+    if not column.n:
+        return column
+    for tail in _TAILS:
+        places = np.array([tail, 1.0 - tail]) * (column.n - 1)
+        low, high = column.values[int(np.floor(places[0]))], column.values[int(np.ceil(places[1]))]
+        if low < high:
+            break
+    # In quarters, so that nothing overflows.
+    span = high / 4.0 - low / 4.0
+    kept = column.values[(column.values / 4.0 >= low / 4.0 - span) & (column.values / 4.0 <= high / 4.0 + span)]
+    ends = float(kept[0]), float(kept[-1])
+    return NumericColumn.of(column.name, column.values.clip(*ends), column.rows, ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +205,7 @@ def _column(feature: Feature, cells: Sequence[Any] | Values) -> tuple[Column, Va
     """The prepared column, and its cells as a window keeps them."""
     if feature.kind == "numeric":
         stored = np.array([np.nan if cell is None else float(cell) for cell in cells], dtype=np.float64)
-        values = np.sort(stored[np.isfinite(stored)])
-        # Evidently takes the population's standard deviation.
-        std = float(np.std(values)) if len(values) else 0.0
-        distinct, counts = np.unique(values, return_counts=True)
-        below = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return NumericColumn(feature.name, values, len(cells), std, distinct, below), stored
+        return NumericColumn.of(feature.name, np.sort(stored[np.isfinite(stored)]), len(cells)), stored
     names = [category(cell) for cell in cells]
     ordered = dict(sorted(Counter(name for name in names if name is not None).items(), key=lambda item: (-item[1], item[0])))
     shares = np.array([*ordered.values()], dtype=np.float64)

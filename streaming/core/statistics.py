@@ -70,6 +70,11 @@ def over(test: Test, score: float, threshold: float) -> bool:
 
 def ks(column: Column, known: Values) -> float:
     """The two-sided p-value; it depends only on both sizes and the statistic in steps of 1/lcm, so repeats cost a look-up."""
+    return ks_p(_numeric(column).n, len(known), ks_height(column, known))
+
+
+def ks_height(column: Column, known: Values) -> int:
+    """The largest difference of both distributions, in steps of 1 / lcm of both sizes."""
     reference = _numeric(column).values
     window = np.sort(known)
     n, m = len(reference), len(window)
@@ -83,7 +88,7 @@ def ks(column: Column, known: Values) -> float:
     np.not_equal(window[1:], window[:-1], out=last[:-1])
     last[-1] = True
     at, before = at[last], before[np.concatenate([_FIRST, last[:-1]])]
-    return ks_p(n, m, int(max(at.max(), -at.min(), before.max(), -before.min())))
+    return int(max(at.max(), -at.min(), before.max(), -before.min()))
 
 
 @lru_cache(maxsize=100_000)
@@ -155,24 +160,34 @@ def jensenshannon(column: Column, known: Values) -> float:
 
 def chisquare(column: Column, known: Values) -> float:
     """Pearson's p with the reference's shares as the truth; a value never seen in the reference gives 0."""
+    statistic, freedom = chisquare_statistic(column, known)
+    return float(chdtrc(freedom, statistic)) if freedom else float("nan")
+
+
+def chisquare_statistic(column: Column, known: Values) -> tuple[float, int]:
+    """Pearson's statistic, infinite where a value was never seen in the reference, and its degrees of freedom."""
     reference, window = _counts(column, known)
     if len(reference) < 2:
-        return float("nan")
+        return 0.0, 0
     expected = reference * (len(known) / column.n)
     with np.errstate(divide="ignore"):
-        statistic = float(np.sum((window - expected) ** 2 / expected))
-    return float(chdtrc(len(reference) - 1, statistic))
+        return float(np.sum((window - expected) ** 2 / expected)), len(reference) - 1
 
 
 def z(column: Column, known: Values) -> float:
     """Two-sided p for the share of the first value (in sorted order); 1 when both samples hold the same single value."""
+    return float(2 * (1 - ndtr(z_statistic(column, known))))
+
+
+def z_statistic(column: Column, known: Values) -> float:
+    """The difference of both shares of the first value in standard errors; 0 when both samples hold the same single value."""
     reference, window = _counts(column, known)
     if len(reference) < 2:
-        return 1.0
+        return 0.0
     n, m = column.n, len(known)
     p, q = (n - reference[0]) / n, (m - window[0]) / m
     pooled = (p * n + q * m) / (n + m)
-    return float(2 * (1 - ndtr(abs((p - q) / np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))))))
+    return float(abs((p - q) / np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))))
 
 
 def _numeric(column: Column) -> NumericColumn:

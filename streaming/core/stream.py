@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -13,22 +13,24 @@ from inference.log import Record
 from inference.messages import decode_finished, decode_label, decode_promotion
 from inference.pairing import Identities, Pair, Pairing
 from inference.usual_bodies import PairReader
+from streaming.core.concept import Concept
+from streaming.core.errors import NAME as ERRORS
 from streaming.core.monitor import Monitor, MonitorSpec
 from streaming.core.reference import Reference
-from streaming.core.verdict import Notice, Outcome
+from streaming.core.schema import SchemaJudge
+from streaming.core.verdict import Notice, Outcome, Place, Verdict
 
 References = Callable[[str, str], Reference]
 """The reference of (model, version); raises VersionError when there is none."""
 
+MonitorOf = Callable[[MonitorSpec, Reference, int, Counter[str]], Monitor]
+"""Makes the monitor of a version; `Monitor` itself does."""
+
+_Pending = tuple[list[Sequence[Any]], list[Any], list[int], list[float], list[float]]
+"""Rows, predictions, log offsets, append times and (where they count) event times."""
+
 _MESSAGES_KNOWN = 1000
 """Messages of one type whose repeats are recognised; by type, so that many labels don't make a promotion forgotten."""
-
-
-class Place(NamedTuple):
-    """Where a record stands on its partition, and since when (seconds since 1970)."""
-
-    offset: int
-    time: float
 
 
 _NOWHERE = Place(-1, 0.0)
@@ -43,6 +45,8 @@ class _State(BaseModel):
     messages: dict[str, bytes]
     governor: dict[str, Any]
     monitor: dict[str, Any] | None
+    concept: dict[str, Any] | None = None
+    schema_changes: dict[str, Any] | None = None
 
 
 class ModelStream:
@@ -56,12 +60,14 @@ class ModelStream:
         references: References,
         live: Callable[[str], str | None],
         annotation: str,
+        monitor: MonitorOf = Monitor,
     ) -> None:
         self._model = model
         self._partition = partition
         self._spec = spec
         self._references = references
         self._live = live
+        self._monitor_of = monitor
         self._pairing = Pairing(annotation=annotation, model=model)
         self._messages = {kind: Identities(_MESSAGES_KNOWN) for kind in _MESSAGES}
         self._governing = spec.governor.build()
@@ -70,7 +76,11 @@ class ModelStream:
         self._unmonitored = ""
         self._monitor: Monitor | None = None
         self._reader: PairReader | None = None
-        self._pending: tuple[list[Sequence[Any]], list[Any], list[int], list[float]] = ([], [], [], [])
+        self._by_event_time = False
+        self._concept = Concept(spec.errors, model, partition) if spec.errors else None
+        self._schema: SchemaJudge | None = None
+        self._schema_changed = False
+        self._pending: _Pending = ([], [], [], [], [])
         self.counts: Counter[str] = Counter()
         self.newest = _NOWHERE
 
@@ -84,9 +94,12 @@ class ModelStream:
                 if pair is not None:
                     if not self._version:
                         outcomes += self._first_seen(pair)
-                    predicted(pair)
+                    if predicted(pair):
+                        outcomes += self._settled(pair.completed_by)
             elif kind in _MESSAGES:
-                outcomes += self._judged()
+                if kind != events.LABEL:
+                    # A label changes nothing for the rows that wait: a log that is full of them must not make each row a batch.
+                    outcomes += self._judged()
                 outcomes += self._told(record)
         outcomes += self._judged()
         if records:
@@ -99,42 +112,78 @@ class ModelStream:
         if version is not None:
             yield from self._take_over(version, pair.completed_by)
 
-    def _predicted(self, pair: Pair) -> None:
+    def _predicted(self, pair: Pair) -> bool:
+        """Whether `_settled` must be called."""
         if not self._version:
             self.counts["no_version"] += 1
         elif pair.version and pair.version != self._version:
             self.counts["other_version"] += 1
+            if self._concept is not None:
+                self._concept.another(pair)
         elif self._reader is None:
             self.counts["unmonitored"] += 1
         else:
-            self._decoded(pair, self._reader)
+            return self._decoded(pair, self._reader)
+        return False
 
-    def _decoded(self, pair: Pair, reader: PairReader) -> None:
+    def _decoded(self, pair: Pair, reader: PairReader) -> bool:
         try:
             rows, predictions = reader.read(pair.request.event, pair.response.event)
         except PayloadError as error:
             self.counts[f"unreadable {error.reason}"] += 1
-            return
-        all_rows, all_predictions, offsets, times = self._pending
+            if self._schema is not None:
+                self._schema_changed = self._schema.unreadable(error.reason, str(error), pair.completed_by)
+            return self._schema_changed
+        all_rows, all_predictions, offsets, times, occurred = self._pending
         all_rows += rows
         all_predictions += predictions
         place, count = pair.completed_by, len(rows)
         self.counts["predictions"] += count
         offsets += [place.offset] * count
         times += [place.timestamp] * count
+        if self._by_event_time:
+            occurred += [events.seconds_of(pair.request.event.time)] * count
+        if self._schema is not None:
+            self._schema_changed = self._schema.readable()
+        judged = self._concept is not None and self._concept.predicted(pair, place, predictions)
+        return judged or self._schema_changed
+
+    def _settled(self, record: Record) -> Iterator[Outcome]:
+        """What falls due with a prediction or a label itself, after all that waited: a change of the schema, a verdict on errors."""
+        yield from self._judged()
+        assert self._monitor is not None
+        if self._schema is not None and self._schema_changed:
+            self._schema_changed = False
+            verdict, decision = self._schema.judge(record, self._monitor.predictions)
+            yield verdict
+            if decision is not None:
+                yield replace(decision, evidence=self._monitor.evidence())
+        if self._concept is not None:
+            yield from self._governed(self._concept.verdict(record, self._monitor.predictions))
 
     def _judged(self) -> Iterator[Outcome]:
         """Everything that waits goes through the monitor; each verdict is followed by what the governor makes of it."""
-        rows, predictions, offsets, times = self._pending
+        rows, predictions, offsets, times, occurred = self._pending
         if not rows or self._monitor is None:
             return
-        self._pending = ([], [], [], [])
-        for verdict in self._monitor.feed(rows, predictions, offsets, times):
+        self._pending = ([], [], [], [], [])
+        for verdict in self._monitor.feed(rows, predictions, offsets, times, occurred or None):
             yield verdict
             began = self._monitor.drift_began(verdict) if verdict.drift else verdict.window
             decision = self._governing.judge(verdict, began)
             if decision is not None:
-                yield replace(decision, evidence=self._monitor.evidence()) if decision.action != "hold" else decision
+                yield self._monitor.explained(decision) if decision.action != "hold" else decision
+
+    def _governed(self, verdict: Verdict | None) -> Iterator[Outcome]:
+        """A verdict on labelled errors, if there is one, and what the governor makes of it."""
+        if verdict is None or self._concept is None or self._monitor is None:
+            return
+        yield verdict
+        decision = self._governing.judge(verdict, self._concept.began(verdict))
+        if decision is not None and decision.action != "hold":
+            decision = replace(decision, evidence=self._monitor.evidence(), explanation=self._concept.explanation(verdict))
+        if decision is not None:
+            yield decision
 
     def _told(self, record: Record) -> list[Outcome]:
         event = record.event
@@ -148,8 +197,10 @@ class ModelStream:
             return []
 
     def _labelled(self, record: Record) -> Iterator[Outcome]:
-        self.counts["labels"] += len(decode_label(record.event).labels)
-        yield from ()
+        label = decode_label(record.event)
+        self.counts["labels"] += len(label.labels)
+        if self._concept is not None and self._concept.labelled(label, record.timestamp):
+            yield from self._settled(record)
 
     def _promoted(self, record: Record) -> Iterator[Outcome]:
         promotion = decode_promotion(record.event)
@@ -178,13 +229,19 @@ class ModelStream:
 
     def _watched(self) -> Iterator[Notice]:
         """A monitor with no memory for the version that is live, or the reason why there is none."""
-        self._monitor, self._reader, self._unmonitored = None, None, ""
+        self._monitor, self._reader, self._schema, self._unmonitored = None, None, None, ""
         try:
-            self._monitor = Monitor(self._spec, self._references(self._model, self._version), self._partition)
+            reference = self._references(self._model, self._version)
+            self._monitor = self._monitor_of(self._spec, reference, self._partition, self.counts)
+            self._by_event_time = self._monitor.by_event_time
             self._reader = PairReader(self._monitor.reference.schema)
         except (VersionError, SettingsError) as error:
             self._unmonitored = str(error)
             yield self._notice("unmonitored", self._since, self._unmonitored)
+        if self._monitor is not None and self._spec.schema is not None:
+            self._schema = SchemaJudge(self._spec.schema, self._model, self._version, self._partition)
+        if self._concept is not None:
+            self._concept.took_over(self._version, self._monitor.reference if self._monitor else None)
 
     def _notice(self, kind: Literal["unmonitored", "restarted"], place: Place, reason: str) -> Notice:
         told = (reason,) if kind == "restarted" else ()
@@ -203,6 +260,8 @@ class ModelStream:
             "messages": {kind: identities.state() for kind, identities in self._messages.items()},
             "governor": self._governing.state(),
             "monitor": self._monitor.state() if self._monitor else None,
+            "concept": self._concept.state() if self._concept else None,
+            "schema_changes": self._schema.state() if self._schema else None,
         }
 
     def restore(self, state: Mapping[str, Any]) -> Iterator[Notice]:
@@ -221,19 +280,27 @@ class ModelStream:
         if self._monitor is not None:
             # Where there was no reference and now is one, somebody has put it there.
             reasons = self._monitor.restore(known.monitor) if known.monitor else ["its reference can be read now"]
+            if self._concept is not None and known.concept is not None:
+                reasons += filter(None, [self._concept.restore(known.concept)])
+            if self._schema is not None and known.schema_changes is not None:
+                self._schema.restore(known.schema_changes)
+            self._governing.keep(self._monitor.parts | ({(ERRORS, "")} if self._concept else set()))
             if reasons:
                 yield self._notice("restarted", self.newest, "; ".join(reasons))
 
     def status(self) -> dict[str, Any]:
         verdict = self._monitor.last if self._monitor else None
+        predictions = self._monitor.predictions if self._monitor else 0
         return {
             "version": self._version,
             "unmonitored": self._unmonitored,
-            "predictions": self._monitor.predictions if self._monitor else 0,
-            "window": self._spec.window.size,
+            "predictions": predictions,
+            "windows": self._monitor.status() if self._monitor else [],
             "counts": {**self.counts, **self._pairing.counts.as_dict()},
             "governor": self._governing.status(),
             "verdict": verdict.as_dict() if verdict else None,
+            "labels": self._concept.status(predictions) if self._concept else None,
+            "schema": self._schema.status() if self._schema else None,
         }
 
 

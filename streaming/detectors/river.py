@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,9 +18,10 @@ _PROTOCOL = 5
 
 
 class RiverSpec(BaseModel):
-    """A detector as configured."""
+    """A detector as configured. `binary` tells whether it takes 0 and 1 only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    binary: ClassVar[bool] = False
 
     @property
     def settings(self) -> str:
@@ -56,6 +57,11 @@ class RiverDetector:
         except BaseException as error:
             raise _no_panic(error) from error
         return places
+
+    @property
+    def changed(self) -> tuple[int, float] | None:
+        """Right after a detection: how many of the newest values are behind the change, and their mean; None when it cannot tell."""
+        return None
 
     def state(self) -> bytes:
         """Its memory: river's version, a line break, a pickle."""

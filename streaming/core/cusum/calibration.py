@@ -26,13 +26,13 @@ limit is that excursion, extended to the budget's length by the normal law of a 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log, log10, sqrt
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.fft import irfft, next_fast_len, rfft
 from scipy.special import ndtri
 
+from streaming.core import dependence
 from streaming.core.cusum.recursion import blocks, walk
 from streaming.core.cusum.signals import Kind, Law, Signal, Signals
 from streaming.core.reference import Codes, Floats
@@ -47,7 +47,6 @@ _TOGETHER = 2.2 / 3.0
 _SAFETY = 2.0
 _OVERSHOOT = 1.166
 _ATOMS = 256
-_BANDWIDTH_OF_NOISE = 2.0
 _DEPENDENT = 1.1
 _STEEPEST = 50.0
 _LOWEST = 1.0
@@ -55,9 +54,6 @@ _UNLIKELY = 20.0
 _LEAST_KNOWN = 3.0
 _MOST_VALUES = 8_000_000
 _CYCLE_PARTS = (0.25, 0.5, 0.75)
-_ROWS_FOR_CYCLES = 200
-_NEIGHBOURS = 32
-_LINE_BY_CHANCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +98,9 @@ def calibrate(signals: Signals, codes: Codes, events: float) -> Statistics:
         second = (1.0 - apart) * (products**2).mean(axis=0) + apart * alone
         scale[singles:] = np.sqrt(np.maximum(second - centre[singles:] ** 2, 1e-9))
         values = (values - centre) / scale
-    cycles = _cycles(values)
-    variance, bandwidth = _long_run(values - cycles)
+    cycles = dependence.cycles(values)
+    told = dependence.long_run(values - cycles)
+    variance, bandwidth = told.ratio, told.bandwidth
     signal, side, allowance, per_alarm = _statistics(every, events)
     laws = [*signals.laws, *(_histogram(values[:, number]) for number in range(singles, len(every)))]
     for number in range(singles, len(every)):
@@ -265,55 +262,3 @@ def _extended(highest: Floats, lasted: Floats, spread: Floats, rows: int, per_al
     wanted = np.minimum(seen, lasted / per_alarm)
     extended: Floats = highest + (ndtri(seen) - ndtri(wanted)) * np.sqrt(lasted * spread)
     return extended
-
-
-def _cycles(values: Floats) -> Floats:
-    """The periodic part of each signal: the lines of its spectrum, ordinates too far above their neighbours' median for noise."""
-    rows, count = values.shape
-    cycles = np.zeros_like(values)
-    if rows < _ROWS_FOR_CYCLES:
-        return cycles
-    surely = log(rows * count / _LINE_BY_CHANCE) / log(2.0)
-    for start in range(0, count, 32):
-        spectrum = rfft(values[:, start : start + 32], axis=0)
-        power = np.abs(spectrum) ** 2
-        power[0] = 0.0
-        lines = power > surely * np.maximum(_floor(power), 1e-9 * rows)
-        if lines.any():
-            cycles[:, start : start + 32] = irfft(np.where(lines, spectrum, 0.0), rows, axis=0)
-    return cycles
-
-
-def _floor(power: Floats) -> Floats:
-    """The median of each ordinate's neighbourhood."""
-    whole = len(power) // _NEIGHBOURS * _NEIGHBOURS
-    medians = np.median(power[:whole].reshape(-1, _NEIGHBOURS, power.shape[1]), axis=1)
-    floor = np.repeat(medians, _NEIGHBOURS, axis=0)
-    return np.concatenate([floor, np.repeat(medians[-1:], len(power) - whole, axis=0)])
-
-
-def _long_run(values: Floats) -> tuple[Floats, Floats]:
-    """Long-run variance / variance of each signal, and the kernel's bandwidth in rows; 1 and 0 for a constant one."""
-    rows, count = values.shape
-    ratio, bandwidth = np.ones(count), np.zeros(count)
-    if rows < 8:
-        return ratio, bandwidth
-    length = next_fast_len(2 * rows)
-    lags = max(4, rows // 4)
-    noise = _BANDWIDTH_OF_NOISE * sqrt(log10(rows) / rows)
-    quiet = max(5, int(sqrt(log10(rows))))
-    for start in range(0, count, 32):
-        part = values[:, start : start + 32]
-        spectrum = rfft(part - part.mean(axis=0), length, axis=0)
-        moments = irfft(spectrum * spectrum.conj(), length, axis=0)[:lags]
-        for place in range(part.shape[1]):
-            if moments[0, place] <= 1e-9 * rows:
-                continue
-            correlation = moments[1:, place] / moments[0, place]
-            calm = np.convolve(np.abs(correlation) < noise, np.ones(quiet), "valid") == quiet
-            first = int(calm.argmax()) if calm.any() else len(calm)
-            width = min(2 * max(first, 1), len(correlation))
-            taper = np.minimum(1.0, 2.0 * (1.0 - np.arange(1, width + 1) / width))
-            ratio[start + place] = max(1.0, 1.0 + 2.0 * float(taper @ correlation[:width]))
-            bandwidth[start + place] = width
-    return ratio, bandwidth

@@ -28,12 +28,13 @@ from streaming.core.reference import CategoricalColumn, Codes, Column, Floats, N
 
 Kind = Literal["level", "spread", "category", "rare", "unseen", "missing", "pair"]
 
-_COMMON = 0.02
+COMMON = 0.02
+"""Categories with at least this share in the reference are watched one by one, the others together."""
 _FEW_VALUES = 50
-_CAP = 4.0
+CAP = 4.0
 _MOSTLY = 0.5
 _PAIRED_UP_TO = 0.95
-_CLIP = 2.5
+CLIP = 2.5
 _CONSTANT = 1e-9
 MOST_PAIRED = 30
 """Numeric columns of which all pairs are watched; of more than these, none."""
@@ -84,14 +85,14 @@ class Signals:
         count = len(self.singles)
         values[:, :count] = self._flat.take(codes[self._columns] + self._starts).T
         if self.pairs:
-            levels = values[:, self._levels].clip(-_CLIP, _CLIP)
+            levels = values[:, self._levels].clip(-CLIP, CLIP)
             first, second = self._paired
             np.multiply(levels.take(first, axis=1), levels.take(second, axis=1), out=values[:, count:])
         return values
 
     def alone(self, values: Floats) -> Floats:
         """The mean square that each pair would have if its two columns did not depend on each other."""
-        squares = (values[:, self._levels].clip(-_CLIP, _CLIP) ** 2).mean(axis=0)
+        squares = (values[:, self._levels].clip(-CLIP, CLIP) ** 2).mean(axis=0)
         first, second = self._paired
         alone: Floats = squares[first] * squares[second]
         return alone
@@ -127,7 +128,7 @@ def _of_numbers(number: int, column: NumericColumn) -> Iterator[tuple[Signal, Fl
     level = _standardised(scores, counts)
     if level is not None:
         yield Signal("level", (number,)), np.append(level, 0.0), Law(level[1::2], counts / column.n)
-        spread = _standardised(np.minimum((level**2 - 1.0) / sqrt(2.0), _CAP), counts)
+        spread = _standardised(np.minimum((level**2 - 1.0) / sqrt(2.0), CAP), counts)
         if spread is not None:
             yield Signal("spread", (number,)), np.append(spread, 0.0), Law(spread[1::2], counts / column.n)
     if len(column.distinct) <= _FEW_VALUES:
@@ -139,7 +140,7 @@ def _of_numbers(number: int, column: NumericColumn) -> Iterator[tuple[Signal, Fl
 def _of_categories(number: int, column: CategoricalColumn) -> Iterator[tuple[Signal, Floats, Law]]:
     counts = np.array([*column.counts.values()], dtype=np.int64)
     shares = counts / column.rows
-    common = [place for place, share in enumerate(shares) if share >= _COMMON]
+    common = [place for place, share in enumerate(shares) if share >= COMMON]
     if len(counts) > 1:
         # Of two categories, one tells all.
         for place in common if len(counts) > 2 else common[:1]:

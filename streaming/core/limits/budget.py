@@ -26,7 +26,7 @@ class BudgetLimit:
     """One false alarm in `events` predictions, or in `seconds` of log time, of a model whose data do not change.
 
     It is for all columns, pairs and looks together; give one of the two and None for the other. `columns` None: every column, the
-    prediction among them. An alarm counts until the window's size of predictions has passed without another of the same column or pair.
+    prediction among them. An alarm counts as long as its prediction is in the window, or a later one of the same column or pair.
     With `seconds` the limits follow the rate of predictions, as the log's times tell it: by powers of two, looked at when their number has
     doubled; until the first window is full they are those of a million predictions a day.
     """
@@ -105,10 +105,13 @@ class BudgetJudge:
         self._at = np.zeros(len(self._part))
         self._rows = 0
         self._alarms: dict[int, _Alarm] = {}
+        self._before = 0
+        self._since: NDArray[np.int64] | None = None
         self._asked: dict[int, _Standing] = {}
 
     def observe(self, rows: Rows) -> Sequence[int]:
         self._asked.clear()
+        self._before, self._since = self._rows, rows.since
         before, codes = self._rows, rows.codes[self._columns]
         if not before and len(rows):
             self._began = float(rows.times[0])
@@ -156,22 +159,20 @@ class BudgetJudge:
 
     def _alarm(self, row: int, scores: Floats, alarming: NDArray[np.int64]) -> None:
         """Remember the alarms of these statistics; ask for a verdict if one of their parts was not over."""
+        since = row - self._size if self._since is None else int(self._since[row - self._before - 1])
         comes = False
         for statistic in alarming[np.argsort(scores[alarming])].tolist():
             part = int(self._part[statistic])
-            comes = comes or not self._is_over(self._alarms.get(part), row)
+            comes = comes or not _is_over(self._alarms.get(part), since)
             self._alarms[part] = _Alarm(row, float(scores[statistic]), statistic)
         if comes:
             self._asked[row] = _Standing(scores, dict(self._alarms))
-
-    def _is_over(self, alarm: _Alarm | None, row: int) -> bool:
-        return alarm is not None and alarm.row > row - self._size
 
     def judge(self, window: SlidingWindow) -> tuple[list[Finding], bool]:
         row = window.rows
         standing = self._asked.get(row) or _Standing(self._at / self._statistics.limit, self._alarms)
         scores = standing.scores
-        over = {part: alarm for part, alarm in standing.alarms.items() if self._is_over(alarm, row)}
+        over = {part: alarm for part, alarm in standing.alarms.items() if _is_over(alarm, row - len(window))}
         highest = self._highest(scores)
         findings = []
         for part in sorted({*range(self._single), *over, *highest}):
@@ -201,7 +202,7 @@ class BudgetJudge:
         """Where the statistics that alarm last stood at 0, the first of them (Page 1954): the minimum of their cumulated steps."""
         row = window.rows
         standing = self._asked.get(row)
-        alarms = [alarm for alarm in (standing.alarms if standing else self._alarms).values() if self._is_over(alarm, row)]
+        alarms = [alarm for alarm in (standing.alarms if standing else self._alarms).values() if _is_over(alarm, row - len(window))]
         statistics = self._statistics.part([alarm.statistic for alarm in alarms])
         codes = window.codes[self._columns]
         lowest, began = np.full(len(alarms), np.inf), np.zeros(len(alarms), dtype=np.int64)
@@ -240,6 +241,11 @@ class BudgetJudge:
             self._statistics = calibrate(self._signals, self._codes, known.events)
         self._rows, self._began, self._at, self._alarms = known.rows, known.began, at, alarms
         return ""
+
+
+def _is_over(alarm: _Alarm | None, since: int) -> bool:
+    """Whether it counts in a window that so many rows lie before."""
+    return alarm is not None and alarm.row > since
 
 
 def _rounded(events: float) -> float:

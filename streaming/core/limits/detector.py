@@ -19,8 +19,8 @@ from streaming.core.window import Rows, SlidingWindow
 class DetectorLimit:
     """An online detector on each column's rank in the reference, and on the rank's distance from the middle.
 
-    The first sees shifts, the second changes of spread. A detection counts until `size` rows have passed (a detector
-    fires once and starts anew, a window shows the change for `size` rows). `make` gets the signal's number (a seed) and how many
+    The first sees shifts, the second changes of spread. A detection counts as long as its row is in the window (a detector
+    fires once and starts anew). `make` gets the signal's number (a seed) and how many
     signals share the limit's budget. `settings` tells as text what `make` makes: another text is another detector.
     """
 
@@ -35,7 +35,7 @@ class DetectorLimit:
         return repr(("detector", self.name, self.kind, self.columns, self.settings))
 
     def build(self, reference: Reference, size: int) -> "DetectorJudge":
-        return DetectorJudge(self, chosen_columns(self.name, reference, self.columns, lambda column: column.n > 0), size)
+        return DetectorJudge(self, chosen_columns(self.name, reference, self.columns, lambda column: column.n > 0))
 
 
 class _DetectorState(BaseModel):
@@ -48,10 +48,9 @@ class _DetectorState(BaseModel):
 class DetectorJudge:
     """Two detectors per column; missing values are left out."""
 
-    def __init__(self, limit: DetectorLimit, columns: Sequence[tuple[int, Column]], size: int) -> None:
+    def __init__(self, limit: DetectorLimit, columns: Sequence[tuple[int, Column]]) -> None:
         self._limit = limit
         self._columns = columns
-        self._size = size
         self._rows = 0
         self._detectors = self._anew()
         self._detected: list[list[int]] = [[] for _ in columns]
@@ -68,6 +67,9 @@ class DetectorJudge:
                 # How much it had told of this stretch depends on where the stretch was cut.
                 self._detected[number] = []
         self._rows += len(rows)
+        if rows.since is not None and len(rows):
+            # A window of time with few rows may not be judged for long.
+            self._detected = [[row for row in places if row >= rows.since[-1]] for places in self._detected]
         return ()
 
     def _feed(self, number: int, ranks: Values) -> None:
@@ -81,7 +83,7 @@ class DetectorJudge:
     def judge(self, window: SlidingWindow) -> tuple[list[Finding], bool]:
         findings = []
         for number, (_, column) in enumerate(self._columns):
-            recent = [row for row in self._detected[number] if row >= self._rows - self._size]
+            recent = [row for row in self._detected[number] if row >= window.rows - len(window)]
             self._detected[number] = recent
             unknown = self._broken[number]
             score = float("nan") if unknown else float(len(recent))

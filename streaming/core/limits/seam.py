@@ -68,7 +68,8 @@ class Limit(Protocol):
         ...
 
     def build(self, reference: Reference, size: int) -> Judge:
-        """A judge with no memory yet, for windows of `size` rows."""
+        """A judge with no memory yet, for windows of `size` rows. Of a window of a stretch of time `size` is how many rows tell their
+        rate; which rows such a window holds is told with the rows (`Rows.since`) and by the window."""
         ...
 
 
