@@ -100,7 +100,9 @@ class Dispatch:
             items.append(Item(f"{decision.id}:slack", "slack", message.payload()))
         if self._settings.alerts.webhook:
             items.append(Item(f"{decision.id}:webhook", "webhook", webhook_payload(decision, text=message.text)))
-        if self._settings.reports and recorded and reference is not None and schema is not None:
+        # Before the first row that can be read there is nothing to report on.
+        shown = any(decision.evidence.values())
+        if self._settings.reports and recorded and shown and reference is not None and schema is not None:
             items.append(Item(f"{decision.incident}:report", "report", report_payload(decision.incident, reference, schema)))
         self._outbox.put_all(items, partition=verdict.window.partition, model=verdict.model, now=now)
 

@@ -351,3 +351,8 @@ def test_what_was_decided_and_done_is_not_done_again_by_a_successor_that_reads_i
         after.outbox.read(PARTITION, event)
     assert after.keys == ["run1"]
     assert [end["key"] for end in told_ends(before.events)] == ["d1:slack", "d1:webhook"]
+
+
+def test_before_the_first_readable_row_there_is_nothing_to_report_on(settings, version):
+    watcher = Watcher(settings, 210.0)(decision(evidence={"x": (), "prediction": ()}))
+    assert sorted(entry.kind for entry in watcher.entries.values()) == ["retrain", "slack", "webhook"]

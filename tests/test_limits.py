@@ -19,6 +19,7 @@ from streaming.core.limits import DetectorLimit, EvidentlyLimit
 from streaming.core.onset import drift_began
 from streaming.core.reference import prepare
 from streaming.core.statistics import ALLOWED_KINDS
+from streaming.core.verdict import Finding
 from streaming.core.window import CountWindow, Rows
 from streaming.detectors import Adwin, DetectorSpec, Kswin, PageHinkley
 from streaming.detectors.river import MAX_STATE
@@ -401,3 +402,10 @@ def test_every_field_of_a_limit_counts_in_the_fingerprint():
     assert len({limit.fingerprint for limit in limits}) == len(limits)
     assert EvidentlyLimit("l", "ks", 0.1).fingerprint == EvidentlyLimit("l", "ks", 0.1).fingerprint
     assert DetectorLimit(*detectors[0]).fingerprint == DetectorLimit("l", "adwin", Adwin().build).fingerprint, "whoever makes the detectors"
+
+
+def test_what_is_over_without_any_change_of_rank_began_where_the_window_does():
+    columns = {**sample(2, 200), "x": [float("nan")] * 200}
+    _, _, window = judged(EvidentlyLimit("ks", "ks"), columns)
+    over = [Finding("quality", "x", "missing", 1.0, 0.05, True)]
+    assert drift_began(window, REFERENCE, over) == 0

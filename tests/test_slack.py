@@ -351,3 +351,18 @@ def test_the_url_is_in_no_log_error_repr_state_or_event(how: str, caplog: pytest
     # What a failure leaves behind: an entry that goes into the snapshot, or an event for the log.
     assert bool(outbox.state(0)) is not bool(told)
     assert TOKEN not in repr(outbox.state(0)) + repr(told)
+
+
+@pytest.mark.parametrize(
+    ("window", "says"),
+    [
+        ("", "no longer sees what"),
+        ("short", "no longer sees what"),
+        ("errors", "is wrong more often"),
+        ("schema", "payloads that it cannot read"),
+    ],
+)
+def test_what_a_models_drift_is_depends_on_what_was_judged(window, says):
+    made = decision(finding("x", "ks", 1e-9, 0.05))
+    made["verdict"]["of_window"] = window
+    assert says in texts(drift_message(made))[1]

@@ -22,6 +22,12 @@ MAX_TEXT = 3000
 MAX_HEADER = 150
 MAX_FEATURES = 8
 
+_WHAT = {
+    "": "no longer sees what it was trained on.",
+    "errors": "is wrong more often, as its labels show.",
+    "schema": "gets payloads that it cannot read.",
+}
+"""What a model's drift is, by the window that its verdict is of."""
 _NAME = 120
 _REASON = 500
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -73,7 +79,7 @@ def drift_message(decision: Mapping[str, Any], links: Mapping[str, str] | None =
     )
     blocks = [
         _header(f"Drift in {verdict['model']}, version {verdict['version']}"),
-        _section([f"*{name}* no longer sees what it was trained on.", _limits(verdict["breached"]), started]),
+        _section([f"*{name}* {_WHAT.get(verdict['of_window'], _WHAT[''])}", _limits(verdict["breached"]), started]),
         _section(["*What changed, worst first*", *lines]),
         _section([f"*Since when*\n{_since(decision['drift_began'], verdict)}"]),
         _context([f"incident {_code(decision['incident'])}", *_links(links or {})]),

@@ -25,5 +25,7 @@ def drift_began(window: SlidingWindow, reference: Reference, findings: Sequence[
             deviations = np.nan_to_num(column.ranks(window.codes[index]) - 0.5)
             newest = float(deviations[-max(1, len(deviations) // 4) :].mean())
             evidence += deviations * np.sign(newest) - abs(newest) / 2.0
+    if not evidence.any():
+        return 0
     before = np.concatenate([[0.0], np.cumsum(evidence)[:-1]])
     return int(len(before) - 1 - np.argmin(before[::-1]))

@@ -41,10 +41,8 @@ models:
   {model}:
     window: {{size: 100, slide: 20}}
     limits:
-      - {{kind: evidently, test: ks, threshold: 0.0001}}
-      - {{kind: evidently, test: psi, threshold: 0.5, columns: [prediction]}}
-      - {{kind: detector, detector: {{kind: adwin, delta: 0.0001}}}}
-    governor: {{confirm: 2, of: 3, min_samples: 200, cooldown: 2m}}
+      - {{kind: budget, false_alarms: 1 per 100k events}}
+    governor: {{min_samples: 200, cooldown: 2m}}
     retraining:
       min_rows: 150
       wait: 60s
