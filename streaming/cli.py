@@ -7,12 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from inference.errors import DriftloopError
-
-if TYPE_CHECKING:
-    from streaming.settings import Settings
+from inference.errors import DriftloopError, SettingsError
+from streaming import cli_replay
 
 EXIT_ERROR = 2
 
@@ -78,19 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     watch = _command(commands, "watch", _watch, "follow the log, judge every window, act", extra="watch,pipeline,report")
     watch.add_argument("--config", type=Path, default=Path("driftloop.yaml"), metavar="FILE", help="default: %(default)s")
 
-    replay = _command(commands, "replay", _replay, "what the watcher said, or would have said, of a log; performs nothing", extra="replay")
-    replay.add_argument(
-        "--config", type=Path, metavar="FILE", help="default: driftloop.yaml; with --table: a budget of 1 false alarm per 100,000 rows"
-    )
-    replay.add_argument("--from-log", metavar="PATH|URL", help="an embedded log or kafka://HOST:PORT/TOPIC (default: the configured one)")
-    replay.add_argument("--json", action="store_true", help="one JSON object per outcome, and their sum as the last line")
-    replay.add_argument("--table", type=Path, metavar="FILE", help="judge the rows of a CSV or Parquet file instead; needs --reference")
-    replay.add_argument("--reference", type=Path, metavar="FILE", help="with --table: rows of a time when all was well")
-    replay.add_argument("--time", metavar="COLUMN", help="with --table: when each row was")
-    replay.add_argument("--ignore", action="append", nargs="+", default=[], metavar="COLUMN", help="with --table: columns to leave out")
-    replay.add_argument(
-        "--keep-reference", action="store_true", help="with --table: do not take the rows after an alarm as the new reference"
-    )
+    replay = _command(commands, "replay", cli_replay.replay, "what the watcher said, or would have said; performs nothing", extra="replay")
+    cli_replay.add_replay(replay)
 
     calibrate = _command(commands, "calibrate", _calibrate, "what a model's limits can see, and how often they cry wolf", extra="watch")
     calibrate.add_argument("--config", type=Path, metavar="FILE", help="default: driftloop.yaml; with --reference: that of replay --table")
@@ -104,18 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--time", metavar="COLUMN", help="with --quiet FILE: when each row was")
     calibrate.add_argument("--json", action="store_true", help="one JSON object instead of the tables")
 
-    replay.add_argument(
-        "--source", metavar="URL", help="a log, or files by fsspec URL: a recording, a prediction log, tables, Event Hubs Capture, KServe's"
-    )
-    _of_source(replay)
-    _of_backtest(replay)
-    replay.add_argument("--model", metavar="NAMESPACE/NAME", help="with --source: whose predictions these are, where they do not say")
-
-    record = _command(commands, "record", _record, "write a stretch of a log as CloudEvents, one a line, that replay alike", extra="replay")
-    record.add_argument("--config", type=Path, metavar="FILE", help="record the log that is configured there")
-    record.add_argument("--log", dest="source", metavar="URL", help="record this one; with --config it may be on the same servers")
-    _of_source(record)
-    record.add_argument("output", metavar="OUT", help="NAME.jsonl, or packed as .jsonl.gz or .jsonl.zst; an fsspec URL")
+    record = _command(commands, "record", cli_replay.record, "write a stretch of a log as CloudEvents, one a line", extra="replay")
+    cli_replay.add_record(record)
 
     pipeline = commands.add_parser("pipeline", help="the retraining pipeline").add_subparsers(metavar="COMMAND", required=True)
     compiled = _command(pipeline, "compile", _compile, "write the pipeline's YAML for Kubeflow Pipelines", extra="pipeline")
@@ -146,27 +122,6 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--config", type=Path, default=Path("driftloop.yaml"), metavar="FILE", help="default: %(default)s")
     check.add_argument("--connect", action="store_true", help="also reach the log, and tell what stands on it")
     return parser
-
-
-def _of_source(parser: argparse.ArgumentParser) -> None:
-    """Which stretch of which kind of source."""
-    text = "a time (RFC 3339 or a date, in UTC unless it says otherwise) or PARTITION:OFFSET[,PARTITION:OFFSET...]"
-    parser.add_argument("--since", action="append", default=[], metavar="WHEN", help=f"from there on: {text}")
-    parser.add_argument("--until", action="append", default=[], metavar="WHEN", help="up to before that; as --since")
-    formats = "log, recording, predict-log, table, capture or kserve (default: what it looks like)"
-    parser.add_argument("--format", metavar="FORMAT", help=formats)
-
-
-def _of_backtest(parser: argparse.ArgumentParser) -> None:
-    """What is asked of the past, beside what was said."""
-    parser.add_argument("--known-drifts", type=Path, metavar="FILE", help="what is to be found: CSV, YAML or JSON of name, from, until")
-    tried = "the same with other settings: 'window.size=500,1000; limit.false_alarms=1 per 7d,1 per 30d'"
-    parser.add_argument("--try", dest="tries", action="append", default=[], metavar="SETTINGS", help=tried)
-    change = "what if: 'FEATURE: shift 0.5sd from 2026-10-03'; also ramp, scale, unit, missing, category"
-    parser.add_argument("--inject", action="append", default=[], metavar="CHANGE", help=change)
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write the answer as one page of HTML, too")
-    parser.add_argument("--resume", action="store_true", help="go on where the same replay was stopped with Ctrl-C")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes for models or tried settings (default: one for each core)")
 
 
 def _command(
@@ -241,116 +196,12 @@ def _watch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _replay(options: argparse.Namespace) -> int:
-    if any(getattr(options, name) for name in ("known_drifts", "tries", "inject", "report", "resume", "workers")):
-        from streaming.backtest.command import asked
-
-        return asked(options)
-    if options.table is not None:
-        return _replay_table(options)
-    from streaming.assemble import open_replay
-    from streaming.replay import as_line, as_text
-    from streaming.settings import load_settings
-
-    if options.source is not None or options.since or options.until:
-        return _replay_source(options)
-    if options.format or options.model:
-        raise _wrong_options(f"--{'format' if options.format else 'model'} is for --source URL")
-    of_tables = [name for name in ("reference", "time", "ignore", "keep_reference") if getattr(options, name)]
-    if of_tables:
-        raise _wrong_options(f"--{of_tables[0].replace('_', '-')} is for --table FILE")
-    settings = load_settings(options.config or Path("driftloop.yaml"), alerts=False, gateway=False)
-    replay = open_replay(settings, options.from_log)
-    for outcome in replay:
-        sys.stdout.write((as_line(outcome) if options.json else as_text(outcome)) + "\n")
-    sys.stdout.write((json.dumps(replay.summary()) if options.json else replay.summary_text()) + "\n")
-    return 0
-
-
-def _replay_source(options: argparse.Namespace) -> int:
-    options.extra = "replay"
-    from streaming.assemble import tuned
-    from streaming.assemble_sources import is_table, open_source_replay
-    from streaming.replay import as_line, as_text
-    from streaming.settings import load_settings
-
-    if options.from_log:
-        raise _wrong_options("--source or --from-log, not both; --since and --until are for --source")
-    settings = load_settings(options.config or Path("driftloop.yaml"), alerts=False, gateway=False)
-    if is_table(options.source, options.format):
-        return _replay_table_source(options, settings)
-    of_tables = [name for name in ("reference", "time", "ignore", "keep_reference") if getattr(options, name)]
-    if of_tables:
-        raise _wrong_options(f"--{of_tables[0].replace('_', '-')} is for tables")
-    chosen = {"since": options.since, "until": options.until, "format_": options.format, "model": options.model}
-    replay = open_source_replay(settings, options.source, **chosen)
-    tuned()
-    for outcome in replay:
-        sys.stdout.write((as_line(outcome) if options.json else as_text(outcome)) + "\n")
-    sys.stdout.write((json.dumps(replay.summary()) if options.json else replay.summary_text()) + "\n")
-    return 0
-
-
-def _replay_table_source(options: argparse.Namespace, settings: "Settings") -> int:
-    from streaming.assemble_sources import open_table_replay
-    from streaming.table_replay import as_text
-
-    replay = open_table_replay(
-        settings,
-        options.source,
-        reference=options.reference,
-        time=options.time,
-        ignore=[name for names in options.ignore for name in names],
-        since=options.since,
-        until=options.until,
-        model=options.model,
-        keep_reference=options.keep_reference,
-    )
-    for alarm in replay:
-        if not options.json:
-            sys.stdout.write(f"{as_text(alarm)}\n")
-    sys.stdout.write((json.dumps(replay.summary()) if options.json else replay.summary_text()) + "\n")
-    return 0
-
-
-def _record(options: argparse.Namespace) -> int:
-    from streaming.assemble_sources import record
-
-    chosen = {"since": options.since, "until": options.until, "format_": options.format}
-    source, count = record(options.output, config=options.config, source=options.source, **chosen)
-    told = f", {source.unreadable.total} of them unreadable" if source.unreadable.total else ""
-    sys.stdout.write(f"{options.output}: {count} events of {source.name}{told}\n")
-    return 0
-
-
-def _replay_table(options: argparse.Namespace) -> int:
-    from streaming.assemble import open_table
-    from streaming.table_replay import as_text
-
-    if options.reference is None or options.from_log:
-        raise _wrong_options("--table needs --reference FILE" if options.reference is None else "--table or --from-log, not both")
-    ignore = [name for names in options.ignore for name in names]
-    replay = open_table(
-        options.table,
-        options.reference,
-        time=options.time,
-        ignore=ignore,
-        config=options.config,
-        keep_reference=options.keep_reference,
-    )
-    for alarm in replay:
-        if not options.json:
-            sys.stdout.write(f"{as_text(alarm)}\n")
-    sys.stdout.write((json.dumps(replay.summary()) if options.json else replay.summary_text()) + "\n")
-    return 0
-
-
 def _calibrate(options: argparse.Namespace) -> int:
     from streaming.calibrate_text import as_text
     from streaming.open_calibration import open_calibration
 
     if options.rate is not None and not options.rate > 0:
-        raise _wrong_options(f"--rate must be a positive number of predictions per second, not {options.rate:g}")
+        raise SettingsError([f"--rate must be a positive number of predictions per second, not {options.rate:g}"])
     config = options.config or (None if options.reference else Path("driftloop.yaml"))
     calibrating = open_calibration(
         config,
@@ -364,12 +215,6 @@ def _calibrate(options: argparse.Namespace) -> int:
     report = calibrating.report()
     sys.stdout.write((json.dumps(report) if options.json else as_text(report)) + "\n")
     return 0
-
-
-def _wrong_options(problem: str) -> Exception:
-    from inference.errors import SettingsError
-
-    return SettingsError([problem])
 
 
 def _compile(options: argparse.Namespace) -> int:
@@ -411,8 +256,6 @@ def _bench_speed(options: argparse.Namespace) -> int:
 
 def _init(options: argparse.Namespace) -> int:
     from importlib.resources import files
-
-    from inference.errors import SettingsError
 
     if options.config.exists() and not options.force:
         raise SettingsError([f"{options.config} is already there; --force overwrites it"])
