@@ -114,7 +114,12 @@ class Receiver:
             def do_POST(self) -> None:
                 length = min(int(self.headers.get("Content-Length", 0)), _MAX_BODY)
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                answer = receiver._record(Received(self.command, self.path, headers, self.rfile.read(length)))
+                body = self.rfile.read(length)
+                if len(body) < length:
+                    # Whoever went away in the middle has asked for nothing.
+                    self.close_connection = True
+                    return
+                answer = receiver._record(Received(self.command, self.path, headers, body))
                 if answer.hang:
                     receiver._closing.wait()
                 if answer.hang or answer.drop:

@@ -1,6 +1,7 @@
 """The webhook, against a real receiver."""
 
 import logging
+import socket
 import time
 from dataclasses import replace
 
@@ -183,3 +184,12 @@ def test_other_users_of_httpx_keep_their_log(caplog: pytest.LogCaptureFixture) -
         httpx.post(receiver.url("/other"))
     assert "/other" in caplog.text
     assert "/hook" not in caplog.text
+
+
+def test_a_receiver_takes_no_request_of_which_a_part_never_came():
+    with Receiver() as receiver:
+        with socket.create_connection(("127.0.0.1", receiver.port), timeout=10) as sender:
+            sender.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
+            sender.shutdown(socket.SHUT_WR)
+            assert sender.recv(100) == b"", "no answer"
+        assert receiver.requests == []
