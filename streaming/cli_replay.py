@@ -10,6 +10,8 @@ from inference.errors import SettingsError
 
 if TYPE_CHECKING:
     from streaming.settings import Settings
+    from streaming.source_replay import TableSourceReplay
+    from streaming.table_replay import TableReplay
 
 
 def add_replay(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +106,6 @@ def _of_tables(options: argparse.Namespace) -> str:
 
 def _replay_table_source(options: argparse.Namespace, settings: "Settings") -> int:
     from streaming.assemble_sources import open_table_replay
-    from streaming.table_replay import as_text
 
     judged = open_table_replay(
         settings,
@@ -117,11 +118,7 @@ def _replay_table_source(options: argparse.Namespace, settings: "Settings") -> i
         model=options.model,
         keep_reference=options.keep_reference,
     )
-    for alarm in judged:
-        if not options.json:
-            sys.stdout.write(f"{as_text(alarm)}\n")
-    sys.stdout.write((json.dumps(judged.summary()) if options.json else judged.summary_text()) + "\n")
-    return 0
+    return _tell(judged, options)
 
 
 def record(options: argparse.Namespace) -> int:
@@ -137,7 +134,6 @@ def record(options: argparse.Namespace) -> int:
 
 def _replay_table(options: argparse.Namespace) -> int:
     from streaming.assemble import open_table
-    from streaming.table_replay import as_text
 
     if options.reference is None or options.from_log:
         raise SettingsError(["--table needs --reference FILE" if options.reference is None else "--table or --from-log, not both"])
@@ -150,6 +146,13 @@ def _replay_table(options: argparse.Namespace) -> int:
         config=options.config,
         keep_reference=options.keep_reference,
     )
+    return _tell(judged, options)
+
+
+def _tell(judged: "TableReplay | TableSourceReplay", options: argparse.Namespace) -> int:
+    """A table's alarms as they come, and their sum."""
+    from streaming.table_replay import as_text
+
     for alarm in judged:
         if not options.json:
             sys.stdout.write(f"{as_text(alarm)}\n")
